@@ -59,6 +59,7 @@ pub fn split(frame: &[u8]) -> Result<(&[u8], usize), NotAPicture> {
 /// Decodes a whole binary frame.
 pub fn decode<H: DeserializeOwned>(frame: &[u8]) -> Result<(H, &[u8]), NotAPicture> {
     let (header, end) = split(frame)?;
-    let header = serde_json::from_slice(header).map_err(|_| NotAPicture("the header of a binary frame is not the JSON expected"))?;
+    let header = serde_json::from_slice(header)
+        .map_err(|_| NotAPicture("the header of a binary frame is not the JSON expected"))?;
     Ok((header, &frame[end..]))
 }

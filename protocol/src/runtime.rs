@@ -142,7 +142,9 @@ impl std::fmt::Debug for OpenSession {
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", rename_all_fields = "camelCase")]
 pub enum RuntimeCommand {
-    NewTask { task: NewTask },
+    NewTask {
+        task: NewTask,
+    },
     Pause,
     Resume,
     /// Ends the task at once; the session stays usable.
@@ -152,7 +154,9 @@ pub enum RuntimeCommand {
     },
     /// Ends the session.
     Terminate,
-    Interaction { action: Map<String, Value> },
+    Interaction {
+        action: Map<String, Value>,
+    },
     TakeControl,
     ReleaseControl,
     Guardrail(GuardrailOutcome),
