@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::{
     code::{Code, Refusal},
     event::{EventFrame, Position, Since},
-    view::{GuardrailView, SessionSummary, SessionView, WatcherCounts},
+    view::{ClaimView, GuardrailView, SessionSummary, SessionView, WatcherCounts},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -72,8 +72,7 @@ pub enum AnswerAction {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Answer {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub revision: Option<u32>,
+    pub revision: u32,
     /// Made by the client; the same answer sent again under it gets the same success.
     pub idempotency_key: String,
     pub action: AnswerAction,
@@ -323,6 +322,11 @@ pub enum GatewayToSubscriber {
         #[serde(flatten)]
         counts: WatcherCounts,
     },
+    /// Who has said "I have it", in full; sent when it changes.
+    Claims {
+        session: String,
+        claims: Vec<ClaimedGuardrail>,
+    },
     /// `positions` are resume positions of the sessions that moved since the last ping.
     Ping {
         id: u64,
@@ -359,6 +363,16 @@ pub enum GatewayToSubscriber {
     /// A frame type of a later version: to be ignored.
     #[serde(other)]
     Unknown,
+}
+
+/// A guardrail that somebody has claimed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimedGuardrail {
+    pub guardrail_id: String,
+    pub revision: u32,
+    #[serde(flatten)]
+    pub claim: ClaimView,
 }
 
 /// The result of a claim or an answer, inside `ok.result` and REST bodies.

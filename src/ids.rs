@@ -1,0 +1,137 @@
+//! Identifiers. Plain values: no IO, no wire.
+//!
+//! Session ids are capabilities: 20 characters `[a-z0-9]` from the system's generator, always made here. Task and
+//! guardrail ids may come from outside and are unique in their session only.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use onlooker_protocol::event::Epoch;
+use rand::{RngExt, rngs::SysRng};
+
+const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+
+/// Fills `N` characters `[a-z0-9]` from the system's generator, without modulo bias.
+fn random_text<const N: usize>() -> [u8; N] {
+    use rand::TryRng;
+    let mut out = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        let mut raw = [0u8; 64];
+        SysRng.try_fill_bytes(&mut raw).expect("the system's random generator works");
+        // 252 is the largest multiple of 36 in a byte.
+        for byte in raw.into_iter().filter(|b| *b < 252) {
+            if filled == N {
+                break;
+            }
+            out[filled] = ALPHABET[usize::from(byte % 36)];
+            filled += 1;
+        }
+    }
+    out
+}
+
+/// A session's id: 20 characters `[a-z0-9]`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId([u8; 20]);
+
+impl SessionId {
+    pub fn random() -> Self {
+        Self(random_text())
+    }
+
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("a session id is made of ASCII")
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let bytes: [u8; 20] = text.as_bytes().try_into().map_err(|_| ())?;
+        bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()).then_some(Self(bytes)).ok_or(())
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The tenant's name.
+pub type Project = Arc<str>;
+
+/// A fresh id of 20 characters for a task or a guardrail.
+pub fn random_id() -> String {
+    String::from_utf8(random_text::<20>().to_vec()).expect("ASCII")
+}
+
+/// A fresh claim token: 40 characters, about 206 bits.
+pub fn random_token() -> String {
+    String::from_utf8(random_text::<40>().to_vec()).expect("ASCII")
+}
+
+/// A fresh name for a log.
+pub fn random_epoch() -> Epoch {
+    Epoch::new(std::str::from_utf8(&random_text::<8>()).expect("ASCII")).expect("8 characters [a-z0-9]")
+}
+
+/// A UUIDv7: for events, notices and connections.
+pub fn time_ordered_id() -> String {
+    uuid::Uuid::now_v7().to_string()
+}
+
+/// Whether a task's or guardrail's id from outside may be used: `[A-Za-z0-9_-]{1,64}`.
+pub fn is_outside_id(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+/// Names one connection for the life of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(pub u128);
+
+impl ConnectionId {
+    pub fn random() -> Self {
+        Self(uuid::Uuid::now_v7().as_u128())
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&uuid::Uuid::from_u128(self.0), f)
+    }
+}
+
+/// Jitter: a duration between zero and `max`.
+pub fn up_to(max: std::time::Duration) -> std::time::Duration {
+    max.mul_f64(rand::rng().random::<f64>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_keep_their_shape_and_differ() {
+        let (a, b) = (SessionId::random(), SessionId::random());
+        assert_ne!(a, b);
+        assert_eq!(a.as_str().parse::<SessionId>(), Ok(a));
+        assert!("ABCDEFGHIJ0123456789".parse::<SessionId>().is_err());
+        assert!("short".parse::<SessionId>().is_err());
+    }
+
+    #[test]
+    fn outside_ids_are_of_a_narrow_alphabet() {
+        assert!(is_outside_id("task_1-A"));
+        for bad in ["", "a b", "ä", "a/b", &"x".repeat(65)] {
+            assert!(!is_outside_id(bad), "{bad}");
+        }
+    }
+}
