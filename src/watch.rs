@@ -255,6 +255,13 @@ impl Watch {
         views
     }
 
+    /// Takes note of who has lapsed by now, and says when the next one may.
+    pub fn settle(&self, now: Instant) -> Option<Instant> {
+        let mut book = self.lock();
+        book.settle(now, self.shared.times);
+        book.horizon
+    }
+
     /// Resolves when something changed that may matter to a decision. One waiter: the session's owner.
     pub async fn changed(&self) {
         self.shared.changed.notified().await;

@@ -186,8 +186,12 @@ pub mod kind {
     pub const GUARDRAIL_RESOLVED: &str = "guardrail_resolved";
     pub const CONTROL_TAKEN: &str = "control_taken";
     pub const CONTROL_RELEASED: &str = "control_released";
+    /// A runtime has taken the session for the first time: it is active now.
+    pub const RUNTIME_CONNECTED: &str = "runtime_connected";
     pub const RUNTIME_DISCONNECTED: &str = "runtime_disconnected";
     pub const RUNTIME_RECONNECTED: &str = "runtime_reconnected";
+    /// The runtime lost events: the log's content is no continuation, and its epoch is new.
+    pub const EPOCH_CHANGED: &str = "epoch_changed";
     pub const SESSION_ENDED: &str = "session_ended";
 
     /// What a runtime may publish, beside `x.*`.

@@ -1,0 +1,234 @@
+//! The one way into a log: reads what a runtime publishes, checks it once, and encodes it once.
+//!
+//! The order is: [`read`] (syntax, size, type, ids), then the owner redacts with [`redact`] and asks its state
+//! machines, then [`encode`] makes the one native frame that log, disk and every subscriber share. Nothing here knows
+//! who follows.
+
+pub mod payload;
+
+use std::sync::Arc;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use onlooker_protocol::{
+    Position,
+    code::{Code, Refusal},
+    event::kind,
+};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::{ids::is_outside_id, redact::Redactor};
+
+/// What one event may be.
+#[derive(Clone, Copy, Debug)]
+pub struct IngestLimits {
+    /// Bytes of an event's JSON, without an inline picture.
+    pub payload: usize,
+    pub depth: usize,
+    /// Bytes of one picture.
+    pub picture: usize,
+}
+
+/// A published event: read and checked, not yet redacted.
+#[derive(Debug)]
+pub struct Published {
+    pub n: u64,
+    pub kind: Arc<str>,
+    pub task: Option<String>,
+    pub data: Value,
+    pub picture: Option<NewPicture>,
+}
+
+/// Bytes that came beside a `screenshot`.
+#[derive(Clone)]
+pub struct NewPicture {
+    pub media: String,
+    pub bytes: Bytes,
+}
+
+impl std::fmt::Debug for NewPicture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NewPicture({}, {} bytes)", self.media, self.bytes.len())
+    }
+}
+
+/// Why an event was refused; the number, where it could be read.
+#[derive(Debug)]
+pub struct Unreadable {
+    pub n: Option<u64>,
+    pub refusal: Refusal,
+}
+
+/// Media types that a picture may have.
+const MEDIA: [&str; 3] = ["image/jpeg", "image/png", "image/webp"];
+
+/// Reads one event from its JSON text.
+///
+/// # Errors
+/// With the code of what is wrong: `duplicate_key`, `too_deep`, `too_large`, `bad_frame`, `invalid`.
+pub fn read(text: &str, limits: &IngestLimits) -> Result<Published, Unreadable> {
+    let inline_picture = limits.picture / 3 * 4 + 1024;
+    let bounds = payload::PayloadLimits { depth: limits.depth, size: limits.payload + inline_picture };
+    let value = payload::parse(text, &bounds).map_err(|error| Unreadable { n: None, refusal: error.refusal() })?;
+    let Value::Object(mut event) = value else {
+        return Err(Unreadable { n: None, refusal: invalid("an event is a JSON object") });
+    };
+    let n = event.get("n").and_then(Value::as_u64);
+    from_object(&mut event, text.len(), limits).map_err(|refusal| Unreadable { n, refusal })
+}
+
+fn from_object(event: &mut Map<String, Value>, size: usize, limits: &IngestLimits) -> Result<Published, Refusal> {
+    let n = event.get("n").and_then(Value::as_u64).filter(|n| *n > 0);
+    let n = n.ok_or_else(|| invalid("an event's `n` counts 1, 2, 3 …"))?;
+    let kind = event.get("type").and_then(Value::as_str).ok_or_else(|| invalid("an event has a `type`"))?;
+    check_kind(kind)?;
+    let kind: Arc<str> = kind.into();
+    let task = optional_id(event, "task")?;
+    let picture = event.remove("picture").filter(|picture| !picture.is_null());
+    let picture = picture.map(|picture| inline_picture(&picture, limits)).transpose()?;
+    if picture.is_none() && size > limits.payload {
+        return Err(too_large(size, limits.payload));
+    }
+    let data = event.remove("data").unwrap_or_default();
+    published(n, kind, task, data, picture)
+}
+
+/// Reads the parts of a binary frame: a `screenshot` with its bytes.
+///
+/// # Errors
+/// As for [`read`].
+pub fn read_picture(header: &str, bytes: Bytes, limits: &IngestLimits) -> Result<Published, Unreadable> {
+    let bounds = payload::PayloadLimits { depth: limits.depth, size: limits.payload };
+    let value = payload::parse(header, &bounds).map_err(|error| Unreadable { n: None, refusal: error.refusal() })?;
+    let n = value.get("n").and_then(Value::as_u64).filter(|n| *n > 0);
+    let refuse = |refusal| Unreadable { n, refusal };
+    let number = n.ok_or_else(|| refuse(invalid("a picture's `n` counts 1, 2, 3 …")))?;
+    let media = value.get("media").and_then(Value::as_str).unwrap_or_default();
+    let picture = checked_picture(media, bytes, limits).map_err(refuse)?;
+    let task = value.as_object().map(|header| optional_id(header, "task")).transpose().map_err(refuse)?.flatten();
+    let data = value.get("data").cloned().unwrap_or_default();
+    published(number, kind::SCREENSHOT.into(), task, data, Some(picture)).map_err(refuse)
+}
+
+fn published(
+    n: u64,
+    kind: Arc<str>,
+    task: Option<String>,
+    data: Value,
+    picture: Option<NewPicture>,
+) -> Result<Published, Refusal> {
+    if !matches!(data, Value::Object(_) | Value::Null) {
+        return Err(invalid("an event's `data` is an object"));
+    }
+    if picture.is_some() && *kind != *kind::SCREENSHOT {
+        return Err(invalid("only a `screenshot` has a picture"));
+    }
+    Ok(Published { n, kind, task, data, picture })
+}
+
+/// Known types, and types of the runtime's own under `x.`.
+fn check_kind(kind: &str) -> Result<(), Refusal> {
+    let own = kind.strip_prefix("x.").is_some_and(|rest| {
+        (1..=62).contains(&rest.len())
+            && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b'-'))
+    });
+    if own || kind::PUBLISHED.contains(&kind) {
+        return Ok(());
+    }
+    let shortened: String = kind.chars().take(64).collect();
+    Err(invalid(format!("`{shortened}` is no event type that a runtime publishes; types of your own begin with `x.`")))
+}
+
+fn optional_id(object: &Map<String, Value>, name: &str) -> Result<Option<String>, Refusal> {
+    match object.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(id)) if is_outside_id(id) => Ok(Some(id.clone())),
+        Some(_) => Err(invalid(format!("`{name}` is 1 to 64 characters of A-Z a-z 0-9 _ -"))),
+    }
+}
+
+fn inline_picture(value: &Value, limits: &IngestLimits) -> Result<NewPicture, Refusal> {
+    let text = |name: &str| value.get(name).and_then(Value::as_str);
+    let encoded = text("base64").ok_or_else(|| invalid("a picture has `media` and `base64`"))?;
+    let bytes = BASE64_STANDARD.decode(encoded).map_err(|_| invalid("a picture's `base64` is not base64"))?;
+    checked_picture(text("media").unwrap_or_default(), bytes.into(), limits)
+}
+
+fn checked_picture(media: &str, bytes: Bytes, limits: &IngestLimits) -> Result<NewPicture, Refusal> {
+    if !MEDIA.contains(&media) {
+        return Err(invalid("a picture's `media` is image/jpeg, image/png or image/webp"));
+    }
+    if bytes.len() > limits.picture {
+        return Err(too_large(bytes.len(), limits.picture));
+    }
+    Ok(NewPicture { media: media.to_owned(), bytes })
+}
+
+/// Members of an event's data that are ids or words of the protocol: they are checked, and never redacted.
+const PLAIN_MEMBERS: [&str; 4] = ["taskId", "guardrailId", "type", "id"];
+
+/// Replaces every registered secret in an event's data.
+pub fn redact(data: &mut Value, redactor: &Redactor) {
+    if redactor.is_empty() {
+        return;
+    }
+    let plain: Vec<(&str, Value)> = PLAIN_MEMBERS
+        .iter()
+        .filter_map(|name| {
+            let value = data.get(*name)?;
+            value.as_str().is_some_and(is_outside_id).then(|| (*name, value.clone()))
+        })
+        .collect();
+    redactor.redact_value(data);
+    for (name, value) in plain {
+        data[name] = value;
+    }
+}
+
+#[derive(Serialize)]
+struct EventFrame<'a> {
+    #[serde(rename = "type")]
+    frame: &'static str,
+    session: &'a str,
+    position: Position,
+    id: &'a str,
+    at: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task: Option<&'a str>,
+    event: Inner<'a>,
+}
+
+#[derive(Serialize)]
+struct Inner<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    data: &'a Value,
+}
+
+/// What an event frame says beside its event.
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope<'a> {
+    pub session: &'a str,
+    pub position: Position,
+    pub id: &'a str,
+    pub at: &'a str,
+    pub task: Option<&'a str>,
+}
+
+/// The native frame of an event. It holds nothing that differs between subscribers, and no line break.
+pub fn encode(envelope: Envelope<'_>, kind: &str, data: &Value) -> Bytes {
+    let Envelope { session, position, id, at, task } = envelope;
+    let frame = EventFrame { frame: "event", session, position, id, at, task, event: Inner { kind, data } };
+    serde_json::to_vec(&frame).expect("an event is plain data").into()
+}
+
+fn invalid(message: impl Into<String>) -> Refusal {
+    Refusal::new(Code::Invalid, message)
+}
+
+fn too_large(size: usize, limit: usize) -> Refusal {
+    Refusal::new(Code::TooLarge, format!("{size} bytes are more than {limit}"))
+        .with_details(json!({ "size": size, "limit": limit }))
+}

@@ -1,0 +1,356 @@
+//! The runtime's side: who can take sessions, and what each session has to tell its runtime.
+//!
+//! A session's [`Link`] holds the commands that its runtime has not applied yet, and the gateway's latest word on its
+//! events. Runtimes read from it at their own pace: over their socket, woken through the connection's [`Outlet`], or
+//! over HTTP. Nothing waits for a slow runtime, and every queue here has a bound.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use dashmap::DashMap;
+use onlooker_protocol::{
+    Position,
+    code::{Code, Refusal},
+    runtime::{GatewayToRuntime, NumberedCommand, RuntimeCommand},
+    view::WatcherCounts,
+};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::ids::{ConnectionId, Project, SessionId};
+
+/// Commands that may wait for one session's runtime.
+const COMMANDS: usize = 256;
+/// Refusals kept for a runtime that has not read them; it stops at the first one.
+const REFUSALS: usize = 8;
+
+/// Every runtime that is connected here.
+#[derive(Default)]
+pub struct Runtimes {
+    entries: DashMap<ConnectionId, Arc<RuntimeEntry>>,
+}
+
+/// One connected runtime.
+pub struct RuntimeEntry {
+    pub connection: ConnectionId,
+    pub name: String,
+    pub project: Project,
+    /// Its key is marked by the operator as serving every project.
+    pub pool: bool,
+    pub capacity: u32,
+    pub outlet: Arc<Outlet>,
+    /// Cancelled when the connection has ended.
+    pub gone: CancellationToken,
+    load: AtomicU32,
+}
+
+impl RuntimeEntry {
+    pub fn new(
+        connection: ConnectionId,
+        name: String,
+        (project, pool): (Project, bool),
+        capacity: u32,
+        outlet: Arc<Outlet>,
+    ) -> Arc<Self> {
+        let (gone, load) = (CancellationToken::new(), AtomicU32::new(0));
+        Arc::new(Self { connection, name, project, pool, capacity, outlet, gone, load })
+    }
+
+    fn serves(&self, project: &Project) -> bool {
+        self.pool || self.project == *project
+    }
+
+    /// Takes a place, if there is one.
+    pub fn seat(self: &Arc<Self>) -> Option<Seat> {
+        let taken = self.load.fetch_update(Ordering::AcqRel, Ordering::Acquire, |load| {
+            (load < self.capacity).then_some(load + 1)
+        });
+        taken.ok().map(|_| Seat { entry: Arc::clone(self) })
+    }
+
+    /// Takes a place in any case: for a session that the runtime has already.
+    pub fn seat_anyway(self: &Arc<Self>) -> Seat {
+        self.load.fetch_add(1, Ordering::AcqRel);
+        Seat { entry: Arc::clone(self) }
+    }
+}
+
+/// A session's place at a runtime; dropping it gives the place back.
+pub struct Seat {
+    entry: Arc<RuntimeEntry>,
+}
+
+impl std::ops::Deref for Seat {
+    type Target = RuntimeEntry;
+
+    fn deref(&self) -> &RuntimeEntry {
+        &self.entry
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.entry.load.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Runtimes {
+    pub fn register(&self, entry: Arc<RuntimeEntry>) {
+        self.entries.insert(entry.connection, entry);
+    }
+
+    /// The connection has ended: its sessions learn it from the entry's token.
+    pub fn remove(&self, connection: ConnectionId) {
+        if let Some((_, entry)) = self.entries.remove(&connection) {
+            entry.gone.cancel();
+        }
+    }
+
+    /// A place at the least loaded runtime that may serve the project and was not tried before.
+    pub fn seat(&self, project: &Project, tried: &HashSet<ConnectionId>) -> Option<Seat> {
+        let mut candidates: Vec<Arc<RuntimeEntry>> = self
+            .entries
+            .iter()
+            .filter(|entry| entry.serves(project) && !tried.contains(&entry.connection))
+            .map(|entry| Arc::clone(&entry))
+            .collect();
+        let share = |entry: &RuntimeEntry| {
+            f64::from(entry.load.load(Ordering::Acquire)) / f64::from(entry.capacity.max(1))
+        };
+        candidates.sort_by(|a, b| share(a).total_cmp(&share(b)));
+        // Another session may take the last place between looking and taking; then the next one is tried.
+        candidates.iter().find_map(RuntimeEntry::seat)
+    }
+
+    /// How many are connected, and how many sessions they hold.
+    pub fn totals(&self) -> (usize, u32) {
+        let load = self.entries.iter().map(|entry| entry.load.load(Ordering::Relaxed)).sum();
+        (self.entries.len(), load)
+    }
+
+    /// Connections of runtimes that may serve this project.
+    pub fn connections(&self, project: &Project) -> Vec<ConnectionId> {
+        self.entries.iter().filter(|entry| entry.serves(project)).map(|entry| entry.connection).collect()
+    }
+}
+
+/// What a runtime's connection waits on.
+#[derive(Default)]
+pub struct Outlet {
+    waiting: Mutex<Waiting>,
+    notify: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Frames for this connection itself: assignments, claims, releases.
+    frames: VecDeque<GatewayToRuntime>,
+    sessions: VecDeque<SessionId>,
+    listed: HashSet<SessionId>,
+}
+
+/// What a runtime's connection has to send next.
+pub enum Outgoing {
+    Frame(GatewayToRuntime),
+    /// This session's link has something.
+    Session(SessionId),
+}
+
+impl Outlet {
+    pub fn send(&self, frame: GatewayToRuntime) {
+        self.lock().frames.push_back(frame);
+        self.notify.notify_one();
+    }
+
+    /// Says that a session's link has something. However often: it is listed once.
+    pub fn ready(&self, session: SessionId) {
+        let mut waiting = self.lock();
+        if waiting.listed.insert(session) {
+            waiting.sessions.push_back(session);
+        }
+        drop(waiting);
+        self.notify.notify_one();
+    }
+
+    pub fn take(&self) -> Option<Outgoing> {
+        let mut waiting = self.lock();
+        if let Some(frame) = waiting.frames.pop_front() {
+            return Some(Outgoing::Frame(frame));
+        }
+        let session = waiting.sessions.pop_front()?;
+        waiting.listed.remove(&session);
+        Some(Outgoing::Session(session))
+    }
+
+    /// Frames that were not taken yet. Their number is bounded by the sessions of the connection, unless it stopped
+    /// reading: its owner then closes it.
+    pub fn backlog(&self) -> usize {
+        self.lock().frames.len()
+    }
+
+    /// Resolves when there is something to take. Cancel safe.
+    pub async fn wait(&self) {
+        loop {
+            {
+                let waiting = self.lock();
+                if !waiting.frames.is_empty() || !waiting.sessions.is_empty() {
+                    return;
+                }
+            }
+            self.notify.notified().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect("no holder panics")
+    }
+}
+
+/// What one session tells its runtime.
+pub struct Link {
+    session: SessionId,
+    state: Mutex<LinkState>,
+    /// For HTTP runtimes that wait: the number of the last command.
+    last: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct LinkState {
+    commands: VecDeque<NumberedCommand>,
+    last: u64,
+    outlet: Option<(ConnectionId, Arc<Outlet>)>,
+    /// The last command that the connection was given.
+    given: u64,
+    accepted: Option<(u64, Position)>,
+    refused: VecDeque<(u64, Refusal)>,
+    counts: Option<WatcherCounts>,
+}
+
+impl Link {
+    pub fn new(session: SessionId) -> Self {
+        Self { session, state: Mutex::default(), last: watch::Sender::new(0) }
+    }
+
+    /// Gives the runtime a command and returns its number.
+    ///
+    /// # Errors
+    /// `too_many_commands` when the runtime has not applied hundreds of them.
+    pub fn command(&self, command: RuntimeCommand) -> Result<u64, Refusal> {
+        let mut state = self.lock();
+        if state.commands.len() >= COMMANDS {
+            return Err(Refusal::plain(Code::TooManyCommands));
+        }
+        state.last += 1;
+        let number = state.last;
+        state.commands.push_back(NumberedCommand { number, command });
+        state.wake(self.session);
+        drop(state);
+        self.last.send_replace(number);
+        Ok(number)
+    }
+
+    /// The runtime has applied everything up to this number.
+    pub fn done(&self, number: u64) {
+        let mut state = self.lock();
+        let applied = number.min(state.last);
+        while state.commands.front().is_some_and(|command| command.number <= applied) {
+            state.commands.pop_front();
+        }
+    }
+
+    /// Drops commands that no longer mean anything: of a session that has ended.
+    pub fn clear(&self) {
+        self.lock().commands.clear();
+    }
+
+    /// From now on this connection gets what there is, from the command after `given` on.
+    pub fn connect(&self, connection: ConnectionId, outlet: Arc<Outlet>, given: u64) {
+        let mut state = self.lock();
+        state.given = given.min(state.last);
+        state.accepted = None;
+        state.refused.clear();
+        state.outlet = Some((connection, outlet));
+        state.wake(self.session);
+    }
+
+    pub fn disconnect(&self) {
+        self.lock().outlet = None;
+    }
+
+    /// Everything up to `n` is in the log.
+    pub fn accepted(&self, n: u64, position: Position) {
+        let mut state = self.lock();
+        state.accepted = Some((n, position));
+        state.wake(self.session);
+    }
+
+    /// The event after `n` was refused.
+    pub fn refused(&self, n: u64, refusal: Refusal) {
+        let mut state = self.lock();
+        if state.refused.len() < REFUSALS {
+            state.refused.push_back((n, refusal));
+        }
+        state.wake(self.session);
+    }
+
+    pub fn watchers(&self, counts: WatcherCounts) {
+        let mut state = self.lock();
+        state.counts = Some(counts);
+        state.wake(self.session);
+    }
+
+    /// Takes what there is for a connection; nothing, if the session is another's by now.
+    pub fn take(&self, connection: ConnectionId) -> Vec<GatewayToRuntime> {
+        let mut state = self.lock();
+        if state.outlet.as_ref().is_none_or(|(owner, _)| *owner != connection) {
+            return Vec::new();
+        }
+        let session = || self.session.to_string();
+        let mut frames = Vec::new();
+        if let Some((n, position)) = state.accepted.take() {
+            frames.push(GatewayToRuntime::Accepted { session: session(), n, position });
+        }
+        frames.extend(state.refused.drain(..).map(|(n, refusal)| GatewayToRuntime::EventRefused {
+            session: session(),
+            n,
+            refusal,
+        }));
+        let given = state.given;
+        let commands = state.commands.iter().filter(|command| command.number > given);
+        frames.extend(
+            commands.map(|command| GatewayToRuntime::Command { session: session(), command: command.clone() }),
+        );
+        state.given = state.last;
+        if let Some(counts) = state.counts.take() {
+            frames.push(GatewayToRuntime::Watchers { session: session(), counts });
+        }
+        frames
+    }
+
+    /// Commands after `since`, for a runtime without a socket.
+    pub fn since(&self, since: u64) -> Vec<NumberedCommand> {
+        self.lock().commands.iter().filter(|command| command.number > since).cloned().collect()
+    }
+
+    /// Follows the number of the last command.
+    pub fn follow(&self) -> watch::Receiver<u64> {
+        self.last.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LinkState> {
+        self.state.lock().expect("no holder panics")
+    }
+}
+
+impl LinkState {
+    fn wake(&self, session: SessionId) {
+        if let Some((_, outlet)) = &self.outlet {
+            outlet.ready(session);
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! A session as the rest of the gateway sees it: a cheap handle to its one owner.
+//!
+//! The owner is a task; it alone appends to the session's log, decides its guardrails and its reach-out, and keeps its
+//! deadlines. Everybody else asks it through a bounded mailbox, or reads what it shares: the committed head, the
+//! pictures, who watches, and the state frames.
+
+mod commands;
+mod directory;
+mod owner;
+mod publishing;
+mod questions;
+mod reaching;
+pub mod state;
+
+use std::sync::Arc;
+
+use onlooker_protocol::{
+    Position,
+    code::{Code, Refusal},
+    runtime::{EventsAccepted, OpenSession},
+    subscriber::{Answer, SecretEntry, SessionCommand},
+    view::{ClaimView, GuardrailView, GuardrailWhy, SessionView, TaskView},
+};
+use serde_json::{Map, Value};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+pub use directory::{Directory, Services, SessionTimes, Targets, Unreached};
+
+use crate::{
+    control::Holder,
+    engine::Head,
+    guardrail::Actor,
+    hub::{Side, Source},
+    ids::{ConnectionId, Project, SessionId},
+    images::Images,
+    ingest::{Published, Unreadable},
+    outbox::{NoticeKey, NoticeState, Verdict},
+    runtime_link::{Link, Seat},
+    watch::Watch,
+};
+
+/// Requests that may wait for one owner. A runtime that publishes faster feels this, and nobody else.
+const MAILBOX: usize = 64;
+/// Bytes of published events that may wait for one owner.
+const IN_FLIGHT_BYTES: usize = 16 << 20;
+
+/// A handle to a session. Cheap to clone.
+#[derive(Clone)]
+pub struct Session(Arc<Shared>);
+
+/// What a session shares with those who follow it.
+pub struct Shared {
+    pub id: SessionId,
+    pub project: Project,
+    pub images: Images,
+    pub watch: Watch,
+    pub link: Link,
+    head: watch::Receiver<Head>,
+    side: watch::Receiver<Side>,
+    requests: mpsc::Sender<Request>,
+    in_flight: Arc<Semaphore>,
+}
+
+impl std::ops::Deref for Session {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// State that is true at a position.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub position: Position,
+    pub state: Arc<SessionView>,
+}
+
+/// Who publishes: the connection that holds the session, or an HTTP runtime that shows its claim token.
+#[derive(Clone, Debug)]
+pub enum Publisher {
+    Connection(ConnectionId),
+    Http { claim: String },
+}
+
+type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+
+/// Events on their way to the log.
+pub(crate) struct Publish {
+    pub publisher: Publisher,
+    pub events: Vec<Published>,
+    /// What followed them could not be read.
+    pub unreadable: Option<Unreadable>,
+    /// Present for HTTP; a connection hears through its link.
+    pub reply: Option<Reply<EventsAccepted>>,
+    pub _bytes: OwnedSemaphorePermit,
+}
+
+/// A runtime takes a session, for the first time or again.
+pub(crate) struct ClaimSession {
+    pub token: String,
+    /// The last command that it applied.
+    pub commands: u64,
+    pub seat: Seat,
+}
+
+pub(crate) enum Request {
+    Publish(Publish),
+    ClaimSession(ClaimSession),
+    Decline { connection: ConnectionId, reason: String },
+    CommandsDone { connection: ConnectionId, commands: u64 },
+    NumbersLost { connection: ConnectionId, from: u64 },
+    Announce { connection: ConnectionId, secrets: Vec<SecretEntry>, values: Vec<String> },
+    EndByRuntime { connection: ConnectionId },
+    HttpContact { claim: String, done: u64, reply: Reply<()> },
+    Snapshot(oneshot::Sender<Snapshot>),
+    Task { id: String, reply: oneshot::Sender<Option<TaskView>> },
+    Command { command: SessionCommand, actor: Actor, reply: Reply<Map<String, Value>> },
+    Answer { guardrail: String, answer: Answer, actor: Actor, reply: Reply<GuardrailView> },
+    Claim { guardrail: String, revision: u32, duration_ms: Option<u64>, actor: Actor, reply: Reply<ClaimView> },
+    Release { guardrail: String, revision: u32, actor: Actor, reply: Reply<()> },
+    Guardrail { id: String, reply: Reply<GuardrailView> },
+    Why { id: String, reply: Reply<GuardrailWhy> },
+    ConnectionLost(ConnectionId),
+    Recheck { key: NoticeKey, reply: oneshot::Sender<Verdict> },
+    NoticeSettled { key: NoticeKey, state: NoticeState },
+}
+
+/// How a session came to be.
+pub enum Origin {
+    /// A client asked for it; a runtime with room is offered it.
+    Client,
+    /// A connected runtime opened it.
+    Runtime(Seat),
+    /// A runtime without a socket opened it.
+    HttpRuntime,
+}
+
+/// A session that has just begun.
+pub struct Created {
+    pub session: Session,
+    /// For runtimes that opened it themselves.
+    pub claim: Option<String>,
+    pub task: Option<String>,
+}
+
+pub(crate) struct NewSession {
+    pub project: Project,
+    pub asked: OpenSession,
+    pub origin: Origin,
+    pub by: String,
+}
+
+impl Session {
+    /// The committed head now.
+    pub fn head(&self) -> Head {
+        *self.0.head.borrow()
+    }
+
+    pub fn follow_head(&self) -> watch::Receiver<Head> {
+        self.0.head.clone()
+    }
+
+    /// What the hub follows.
+    pub fn source(&self) -> Source {
+        Source { head: self.0.head.clone(), side: self.0.side.clone() }
+    }
+
+    /// Who watches and who has claimed, as last told.
+    pub fn side(&self) -> Side {
+        self.0.side.borrow().clone()
+    }
+
+    /// Room for events of this size, waiting until there is.
+    pub async fn room(&self, bytes: usize) -> OwnedSemaphorePermit {
+        let permits = u32::try_from(bytes.clamp(1, IN_FLIGHT_BYTES)).expect("below 16 MiB");
+        Arc::clone(&self.0.in_flight).acquire_many_owned(permits).await.expect("never closed")
+    }
+
+    /// Hands over events of a connection; the gateway's word on them comes through the link.
+    pub async fn publish(
+        &self,
+        connection: ConnectionId,
+        events: Vec<Published>,
+        unreadable: Option<Unreadable>,
+        bytes: OwnedSemaphorePermit,
+    ) -> Result<(), Refusal> {
+        let publisher = Publisher::Connection(connection);
+        self.tell(Request::Publish(Publish { publisher, events, unreadable, reply: None, _bytes: bytes })).await
+    }
+
+    /// Hands over events of an HTTP runtime and waits for the gateway's word on them.
+    pub async fn publish_and_wait(
+        &self,
+        claim: String,
+        events: Vec<Published>,
+        unreadable: Option<Unreadable>,
+        bytes: OwnedSemaphorePermit,
+    ) -> Result<EventsAccepted, Refusal> {
+        let publisher = Publisher::Http { claim };
+        self.ask(|reply| {
+            Request::Publish(Publish { publisher, events, unreadable, reply: Some(reply), _bytes: bytes })
+        })
+        .await
+    }
+
+    pub async fn claim_session(&self, token: String, commands: u64, seat: Seat) -> Result<(), Refusal> {
+        self.tell(Request::ClaimSession(ClaimSession { token, commands, seat })).await
+    }
+
+    pub async fn decline(&self, connection: ConnectionId, reason: String) -> Result<(), Refusal> {
+        self.tell(Request::Decline { connection, reason }).await
+    }
+
+    pub async fn commands_done(&self, connection: ConnectionId, commands: u64) -> Result<(), Refusal> {
+        self.tell(Request::CommandsDone { connection, commands }).await
+    }
+
+    pub async fn numbers_lost(&self, connection: ConnectionId, from: u64) -> Result<(), Refusal> {
+        self.tell(Request::NumbersLost { connection, from }).await
+    }
+
+    pub async fn announce(
+        &self,
+        connection: ConnectionId,
+        secrets: Vec<SecretEntry>,
+        values: Vec<String>,
+    ) -> Result<(), Refusal> {
+        self.tell(Request::Announce { connection, secrets, values }).await
+    }
+
+    pub async fn end_by_runtime(&self, connection: ConnectionId) -> Result<(), Refusal> {
+        self.tell(Request::EndByRuntime { connection }).await
+    }
+
+    /// An HTTP runtime shows that it is there and what it has applied.
+    pub async fn http_contact(&self, claim: String, done: u64) -> Result<(), Refusal> {
+        self.ask(|reply| Request::HttpContact { claim, done, reply }).await
+    }
+
+    pub async fn snapshot(&self) -> Result<Snapshot, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Request::Snapshot(reply)).await?;
+        answer.await.map_err(|_| gone())
+    }
+
+    pub async fn task(&self, id: String) -> Result<Option<TaskView>, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Request::Task { id, reply }).await?;
+        answer.await.map_err(|_| gone())
+    }
+
+    pub async fn command(&self, command: SessionCommand, actor: Actor) -> Result<Map<String, Value>, Refusal> {
+        self.ask(|reply| Request::Command { command, actor, reply }).await
+    }
+
+    pub async fn answer(&self, guardrail: String, answer: Answer, actor: Actor) -> Result<GuardrailView, Refusal> {
+        self.ask(|reply| Request::Answer { guardrail, answer, actor, reply }).await
+    }
+
+    pub async fn claim(
+        &self,
+        guardrail: String,
+        revision: u32,
+        duration_ms: Option<u64>,
+        actor: Actor,
+    ) -> Result<ClaimView, Refusal> {
+        self.ask(|reply| Request::Claim { guardrail, revision, duration_ms, actor, reply }).await
+    }
+
+    pub async fn release(&self, guardrail: String, revision: u32, actor: Actor) -> Result<(), Refusal> {
+        self.ask(|reply| Request::Release { guardrail, revision, actor, reply }).await
+    }
+
+    pub async fn guardrail(&self, id: String) -> Result<GuardrailView, Refusal> {
+        self.ask(|reply| Request::Guardrail { id, reply }).await
+    }
+
+    pub async fn why(&self, id: String) -> Result<GuardrailWhy, Refusal> {
+        self.ask(|reply| Request::Why { id, reply }).await
+    }
+
+    /// A subscriber's connection was lost: what it held by connection ends after its grace.
+    pub async fn connection_lost(&self, connection: ConnectionId) {
+        // An owner that is gone has nothing to let go of.
+        let _ = self.tell(Request::ConnectionLost(connection)).await;
+    }
+
+    pub(crate) async fn recheck(&self, key: NoticeKey) -> Verdict {
+        let (reply, answer) = oneshot::channel();
+        if self.tell(Request::Recheck { key, reply }).await.is_err() {
+            return Verdict::Drop;
+        }
+        answer.await.unwrap_or(Verdict::Drop)
+    }
+
+    pub(crate) async fn notice_settled(&self, key: NoticeKey, state: NoticeState) {
+        let _ = self.tell(Request::NoticeSettled { key, state }).await;
+    }
+
+    async fn tell(&self, request: Request) -> Result<(), Refusal> {
+        self.0.requests.send(request).await.map_err(|_| gone())
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(request(reply)).await?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+/// The owner has ended: its session's retention is over, or the gateway stops.
+fn gone() -> Refusal {
+    Refusal::plain(Code::UnknownSession)
+}
+
+/// Names whoever does something, for events.
+pub(crate) fn by(holder: &Holder) -> Value {
+    Value::String(holder.who.clone())
+}

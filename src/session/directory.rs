@@ -1,0 +1,370 @@
+//! Every session of this node, and what their owners share.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use dashmap::DashMap;
+use futures::future::BoxFuture;
+use onlooker_protocol::{
+    code::{Code, Refusal},
+    event::kind,
+    view::{SessionStatus, SessionView},
+};
+use serde_json::json;
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Created, IN_FLIGHT_BYTES, MAILBOX, NewSession, Origin, Session, Shared,
+    owner::{Draft, LogEnd, Owner, RuntimeSide},
+    publishing::invalid,
+    state::State,
+};
+use crate::{
+    board::Boards,
+    clock,
+    control::{ControlTimes, Holder, HolderKey},
+    engine::Engine,
+    guardrail::{Actor, GuardrailRules},
+    hub::Side,
+    ids::{self, Project, SessionId},
+    images::{ImageBounds, Images},
+    metrics::Metrics,
+    outbox::{NoticeKey, NoticeState, Outbox, Owners, Verdict},
+    reach_out::Windows,
+    runtime_link::{Link, Runtimes},
+    watch::{Watch, WatchTimes},
+};
+
+/// The clocks of a session.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionTimes {
+    pub runtime_grace: Duration,
+    pub http_away: Duration,
+    pub inactivity: Duration,
+    pub retention: Duration,
+    pub sensitive: Duration,
+    /// How long after a task's own limit the gateway ends it.
+    pub task_slack: Duration,
+    pub control: ControlTimes,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct SessionLimits {
+    pub sessions: usize,
+    pub queued_tasks: usize,
+}
+
+/// Whom to tell: the seam for linked chats. Today the gateway's own webhook, if there is one.
+#[derive(Clone, Debug, Default)]
+pub struct Targets {
+    pub fallback: Option<String>,
+}
+
+impl Targets {
+    /// The first that exists of: what is linked to the project and environment, the project's default, the gateway's.
+    pub fn of(&self, _project: &Project, _environment: Option<&str>) -> Vec<String> {
+        self.fallback.iter().cloned().collect()
+    }
+}
+
+/// Guardrails that nobody was told of and nobody has: what somebody is woken by.
+#[derive(Default)]
+pub struct Unreached {
+    since: DashMap<(SessionId, String), Instant>,
+}
+
+impl Unreached {
+    pub fn set(&self, session: SessionId, guardrail: &str, since: Option<Instant>) {
+        let key = (session, guardrail.to_owned());
+        match since {
+            Some(since) => {
+                self.since.insert(key, since);
+            }
+            None => {
+                self.since.remove(&key);
+            }
+        }
+    }
+
+    pub fn contains(&self, session: SessionId, guardrail: &str) -> bool {
+        self.since.contains_key(&(session, guardrail.to_owned()))
+    }
+
+    /// How many, and for how long the oldest has been so.
+    pub fn totals(&self, now: Instant) -> (usize, Duration) {
+        let oldest = self.since.iter().map(|entry| *entry.value()).min();
+        (self.since.len(), oldest.map_or(Duration::ZERO, |oldest| now.saturating_duration_since(oldest)))
+    }
+
+    fn forget(&self, session: SessionId) {
+        self.since.retain(|(other, _), _| *other != session);
+    }
+}
+
+/// What every owner uses.
+pub struct Services {
+    pub engine: Arc<dyn Engine>,
+    pub boards: Boards,
+    pub runtimes: Runtimes,
+    pub outbox: Outbox,
+    pub targets: Targets,
+    pub unreached: Unreached,
+    pub metrics: Arc<Metrics>,
+    pub guardrails: GuardrailRules,
+    pub windows: Windows,
+    pub watch: WatchTimes,
+    pub images: ImageBounds,
+    pub times: SessionTimes,
+    pub limits: SessionLimits,
+    /// After a start everybody has until here to come back.
+    pub start_grace_until: Instant,
+    /// Sessions that have ended, in that order: the first to go when room is needed.
+    pub ended: Mutex<VecDeque<(SessionId, CancellationToken)>>,
+}
+
+impl Services {
+    /// Makes room by letting go of the session that ended longest ago. `false` when there is none left.
+    pub(super) async fn make_room(&self, except: SessionId) -> bool {
+        let oldest = {
+            let mut ended = self.ended.lock().expect("no holder panics");
+            let at = ended.iter().position(|(session, _)| *session != except);
+            at.and_then(|at| ended.remove(at))
+        };
+        let Some((session, forget)) = oldest else { return false };
+        forget.cancel();
+        self.metrics.sessions_evicted.inc();
+        self.engine.remove(session).await.is_ok()
+    }
+}
+
+/// Every session of this node.
+#[derive(Clone)]
+pub struct Directory {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    services: Arc<Services>,
+    sessions: DashMap<SessionId, Session>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Directory {
+    /// Owners belong to `tasks` and end at `shutdown`.
+    pub fn new(services: Arc<Services>, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
+        Self { inner: Arc::new(Inner { services, sessions: DashMap::new(), tasks, shutdown }) }
+    }
+
+    pub fn services(&self) -> &Arc<Services> {
+        &self.inner.services
+    }
+
+    /// A session of this project. Others' sessions are as unknown as none.
+    pub fn get(&self, project: &Project, id: SessionId) -> Option<Session> {
+        self.inner.sessions.get(&id).filter(|session| session.project == *project).map(|session| session.clone())
+    }
+
+    /// A session whatever its project: for those who hold its claim token.
+    pub fn get_any(&self, id: SessionId) -> Option<Session> {
+        self.inner.sessions.get(&id).map(|session| session.clone())
+    }
+
+    pub fn len(&self) -> usize {
+        self.inner.sessions.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.inner.sessions.is_empty()
+    }
+
+    /// Begins a session: its start is in the log when this returns.
+    ///
+    /// # Errors
+    /// `no_runtime`, `over_capacity`, `unavailable`, `invalid`.
+    pub(crate) async fn create(&self, new: NewSession) -> Result<Created, Refusal> {
+        let services = &self.inner.services;
+        if self.inner.sessions.len() >= services.limits.sessions && !services.make_room(SessionId::random()).await {
+            return Err(Refusal::plain(Code::OverCapacity));
+        }
+        crate::secrets::check(&new.asked.secrets).map_err(invalid)?;
+        if let Some(task) = &new.asked.task {
+            crate::secrets::check(&task.secrets).map_err(invalid)?;
+        }
+        let (id, epoch) = (SessionId::random(), ids::random_epoch());
+        let origin = match new.origin {
+            Origin::Client => {
+                let seat = services.runtimes.seat(&new.project, &HashSet::new());
+                Some(seat.ok_or_else(|| Refusal::plain(Code::NoRuntime))?).map(Begun::Offer)
+            }
+            Origin::Runtime(seat) => Some(Begun::Held(seat)),
+            Origin::HttpRuntime => None,
+        };
+        services.engine.create(id, epoch, 1).await.map_err(|error| Owner::refuse_append(&error))?;
+        let head = services.engine.head(id).map_err(|error| Owner::refuse_append(&error))?;
+        let (side_sender, side) = watch::channel(Side::default());
+        let (sender, requests) = mpsc::channel(MAILBOX);
+        let session = Session(Arc::new(Shared {
+            id,
+            project: Arc::clone(&new.project),
+            images: Images::new(services.images),
+            watch: Watch::new(services.watch),
+            link: Link::new(id),
+            head,
+            side,
+            requests: sender,
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT_BYTES)),
+        }));
+        let log = LogEnd { epoch, next: 0, n: 0, term: 1 };
+        let mut asked = new.asked;
+        let task = asked.task.take();
+        let state = State::new(first_view(id, &asked));
+        let owner = Owner::new(
+            session.clone(),
+            Arc::clone(services),
+            requests,
+            side_sender,
+            log,
+            state,
+            asked,
+            RuntimeSide::None,
+        );
+        let begun = owner.begin(origin, task, &new.by).await;
+        let (owner, claim, task) = match begun {
+            Ok(begun) => begun,
+            Err(refusal) => {
+                let _ = services.engine.remove(id).await;
+                return Err(refusal);
+            }
+        };
+        self.inner.sessions.insert(id, session.clone());
+        services.metrics.sessions_created.inc();
+        self.inner.tasks.spawn(self.clone().keep(owner, session.clone()));
+        Ok(Created { session, claim, task })
+    }
+
+    /// Runs an owner to its end, then forgets its session.
+    async fn keep(self, owner: Owner, session: Session) {
+        let services = &self.inner.services;
+        owner.run(self.inner.shutdown.clone()).await;
+        self.inner.sessions.remove(&session.id);
+        services.ended.lock().expect("no holder panics").retain(|(ended, _)| *ended != session.id);
+        services.unreached.forget(session.id);
+        if self.inner.shutdown.is_cancelled() {
+            return;
+        }
+        services.boards.of(&session.project).remove(session.id);
+        services.outbox.forget(session.id).await;
+        let _ = services.engine.remove(session.id).await;
+    }
+}
+
+/// Who has the session at its start.
+enum Begun {
+    Offer(crate::runtime_link::Seat),
+    Held(crate::runtime_link::Seat),
+}
+
+impl Owner {
+    /// Puts the start into the log, offers the session or hands it to its runtime, and queues the first task.
+    async fn begin(
+        mut self,
+        origin: Option<Begun>,
+        task: Option<onlooker_protocol::subscriber::NewTask>,
+        by: &str,
+    ) -> Result<(Self, Option<String>, Option<String>), Refusal> {
+        let secrets = self.asked.secrets.clone();
+        self.register_secrets(&secrets);
+        self.fillers.add(secrets);
+        let runtime = match &origin {
+            Some(Begun::Held(seat)) => Some(seat.name.clone()),
+            Some(Begun::Offer(_)) => None,
+            None => Some("http".to_owned()),
+        };
+        let mut data = json!({
+            "by": by,
+            "externalId": self.asked.external_id,
+            "reachOutMode": self.asked.reach_out_mode,
+            "environmentId": self.asked.environment_id,
+            "runtime": runtime,
+        });
+        if let Some(members) = data.as_object_mut() {
+            members.retain(|_, member| !member.is_null());
+        }
+        let draft = || Draft::new(kind::SESSION_STARTED, None, data.clone());
+        let mut appended = self.append(vec![draft()], None).await;
+        if matches!(appended, Err(crate::engine::EngineError::Full)) && self.services.make_room(self.id()).await {
+            appended = self.append(vec![draft()], None).await;
+        }
+        appended.map_err(|error| Self::refuse_append(&error))?;
+        let lost = |_| Refusal::plain(Code::Unavailable);
+        let mut claim = None;
+        match origin {
+            Some(Begun::Offer(seat)) => self.offer(seat, HashSet::new()),
+            held => {
+                claim = Some(self.tokens.issue());
+                if let Some(Begun::Held(seat)) = held {
+                    self.session.link.connect(seat.connection, Arc::clone(&seat.outlet), 0);
+                    self.runtime = RuntimeSide::Connected(seat);
+                } else {
+                    self.runtime = RuntimeSide::Http { last_contact: Instant::now() };
+                }
+                let data = json!({ "runtime": runtime });
+                self.append_surely(vec![Draft::new(kind::RUNTIME_CONNECTED, None, data)]).await.map_err(lost)?;
+            }
+        }
+        let mut first = None;
+        if let Some(task) = task {
+            let holder = Holder { who: by.to_owned(), by: HolderKey::Credential(by.into()) };
+            let result = self.new_task(task, &Actor { holder, via: "rest" }).await.map_err(lost)??;
+            first = result.get("task").and_then(|task| task.as_str()).map(str::to_owned);
+        }
+        Ok((self, claim, first))
+    }
+}
+
+fn first_view(id: SessionId, asked: &onlooker_protocol::runtime::OpenSession) -> SessionView {
+    SessionView {
+        session: id.to_string(),
+        external_id: asked.external_id.clone(),
+        status: SessionStatus::Pending,
+        reason: None,
+        reach_out_mode: asked.reach_out_mode,
+        environment_id: asked.environment_id.clone(),
+        labels: asked.labels.clone(),
+        created_at: clock::now_text(),
+        ended_at: None,
+        runtime: None,
+        tasks: Vec::new(),
+        guardrails: Vec::new(),
+        control: None,
+        sensitive: false,
+        picture: None,
+    }
+}
+
+impl Owners for Directory {
+    fn recheck<'a>(&'a self, key: &'a NoticeKey) -> BoxFuture<'a, Verdict> {
+        Box::pin(async move {
+            match self.get_any(key.session) {
+                Some(session) => session.recheck(key.clone()).await,
+                None => Verdict::Drop,
+            }
+        })
+    }
+
+    fn settled<'a>(&'a self, key: &'a NoticeKey, state: NoticeState) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if let Some(session) = self.get_any(key.session) {
+                session.notice_settled(key.clone(), state).await;
+            }
+        })
+    }
+}

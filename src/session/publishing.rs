@@ -1,0 +1,434 @@
+//! What a runtime does: it takes the session, publishes events, applies commands, leaves.
+
+use onlooker_protocol::{
+    Position,
+    code::{Code, Refusal},
+    event::kind,
+    runtime::{EventsAccepted, GatewayToRuntime},
+    subscriber::SecretEntry,
+    view::EndReason,
+};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{
+    ClaimSession, Publish, Publisher,
+    owner::{Draft, Owner, OwnershipLost, RuntimeSide},
+};
+use crate::{
+    engine::{EngineError, Numbers},
+    ids::{self, ConnectionId},
+    images::Placed,
+    ingest::{NewPicture, Published},
+    redact::Nature,
+};
+
+/// Why the events from here on are refused: those before are in the log.
+enum Stop {
+    Refused(Refusal),
+    Lost(OwnershipLost),
+}
+
+impl From<OwnershipLost> for Stop {
+    fn from(lost: OwnershipLost) -> Self {
+        Self::Lost(lost)
+    }
+}
+
+impl Owner {
+    pub(super) async fn publish(&mut self, publish: Publish) -> Result<(), OwnershipLost> {
+        let Publish { publisher, events, unreadable, reply, _bytes } = publish;
+        let result = match self.admit(&publisher).await? {
+            Ok(()) => match self.take_events(events).await {
+                Ok(()) => unreadable.map_or(Ok(()), |unreadable| Err(unreadable.refusal)),
+                Err(Stop::Refused(refusal)) => Err(refusal),
+                Err(Stop::Lost(lost)) => return Err(lost),
+            },
+            Err(refusal) => Err(refusal),
+        };
+        let position = Position { epoch: self.log.epoch, offset: self.log.next.saturating_sub(1) };
+        let n = self.log.n;
+        if let Err(refusal) = &result {
+            self.services.metrics.refused(refusal.code);
+        }
+        match reply {
+            Some(reply) => {
+                let numbered = |refusal: Refusal| with_number(refusal, n);
+                let _ = reply.send(result.map(|()| EventsAccepted { n, position }).map_err(numbered));
+            }
+            None => {
+                self.session.link.accepted(n, position);
+                if let Err(refusal) = result {
+                    self.session.link.refused(n, refusal);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the publisher holds the session.
+    async fn admit(&mut self, publisher: &Publisher) -> Result<Result<(), Refusal>, OwnershipLost> {
+        if let Publisher::Http { claim } = publisher {
+            return self.http_contact(claim, 0).await;
+        }
+        if self.state.is_ended() {
+            return Ok(Err(Refusal::plain(Code::SessionEnded)));
+        }
+        let Publisher::Connection(connection) = publisher else { unreachable!("HTTP is served above") };
+        Ok(self.hold(*connection))
+    }
+
+    /// Whether this connection holds the session; if so, it has its token.
+    fn hold(&mut self, connection: ConnectionId) -> Result<(), Refusal> {
+        let fence_off = crate::sabotage::is_off(crate::sabotage::Guard::Fence);
+        match &self.runtime {
+            RuntimeSide::Connected(seat) if seat.connection == connection || fence_off => {
+                self.tokens.confirm();
+                Ok(())
+            }
+            _ if self.state.is_ended() => Err(Refusal::plain(Code::SessionEnded)),
+            _ => Err(Refusal::plain(Code::Fenced)),
+        }
+    }
+
+    async fn take_events(&mut self, events: Vec<Published>) -> Result<(), Stop> {
+        let mut plain = Plain::default();
+        for event in events {
+            let last = self.log.n + plain.drafts.len() as u64;
+            if event.n <= last {
+                continue;
+            }
+            if event.n != last + 1 {
+                self.append_plain(&mut plain).await?;
+                return Err(Stop::Refused(number_expected(self.log.n + 1)));
+            }
+            self.active();
+            if is_plain(&event.kind) {
+                let draft = self.plain_draft(event, &mut plain);
+                plain.drafts.push(draft);
+            } else {
+                self.append_plain(&mut plain).await?;
+                self.take_stateful(event).await?;
+            }
+        }
+        self.append_plain(&mut plain).await
+    }
+
+    /// Events that change nothing but the picture go into the log as one batch.
+    async fn append_plain(&mut self, plain: &mut Plain) -> Result<(), Stop> {
+        let drafts = std::mem::take(&mut plain.drafts);
+        let pictures = std::mem::take(&mut plain.pictures);
+        if drafts.is_empty() {
+            return Ok(());
+        }
+        let numbers = Numbers { from: self.log.n, to: self.log.n + drafts.len() as u64 };
+        // Before the head moves: whoever is woken by the event finds its picture.
+        let first = self.log.next;
+        for (id, index, picture) in pictures {
+            let only_for = self.wheel.lease().map(|lease| lease.holder.by.clone());
+            let at = Placed { id: id.into(), offset: first + index as u64, only_for };
+            self.session.images.add(self.session.id, picture, at);
+        }
+        let appended = self.append_or_refuse(drafts, numbers).await.map(drop);
+        if appended.is_err() {
+            self.session.images.remove_from(first);
+        }
+        appended
+    }
+
+    async fn append_or_refuse(&mut self, drafts: Vec<Draft>, numbers: Numbers) -> Result<Vec<Position>, Stop> {
+        let again = || drafts.iter().map(|draft| Draft::new(&draft.kind, draft.task.clone(), draft.data.clone()));
+        match self.append(again().collect(), Some(numbers)).await {
+            Ok(positions) => Ok(positions),
+            Err(EngineError::Full) if self.services.make_room(self.id()).await => {
+                self.append(drafts, Some(numbers)).await.map_err(|error| Stop::Refused(Self::refuse_append(&error)))
+            }
+            Err(error @ EngineError::Fenced { .. }) => {
+                tracing::warn!(session.id = %self.id(), %error, "append refused");
+                Err(Stop::Lost(OwnershipLost))
+            }
+            Err(error) => Err(Stop::Refused(Self::refuse_append(&error))),
+        }
+    }
+
+    fn plain_draft(&mut self, event: Published, plain: &mut Plain) -> Draft {
+        let task = self.task_of(&event);
+        let mut data = event.data;
+        if let Some(picture) = event.picture {
+            if data.is_null() {
+                data = json!({});
+            }
+            if self.state.session().sensitive {
+                data["withheld"] = Value::Bool(true);
+            } else {
+                let id = ids::random_id();
+                data["id"] = Value::String(id.clone());
+                data["media"] = Value::String(picture.media.clone());
+                data["size"] = picture.bytes.len().into();
+                plain.pictures.push((id, plain.drafts.len(), picture));
+            }
+        }
+        Draft { kind: event.kind, task, data }
+    }
+
+    /// The task that an event names, or the current one.
+    fn task_of(&self, event: &Published) -> Option<String> {
+        event.task.clone().or_else(|| self.state.current().map(|task| task.task.clone()))
+    }
+
+    async fn take_stateful(&mut self, event: Published) -> Result<(), Stop> {
+        let numbers = Numbers { from: self.log.n, to: event.n };
+        match &*event.kind {
+            kind::GUARDRAIL_TRIGGER => self.raise(event, numbers).await,
+            kind::GUARDRAIL_WITHDRAWN => self.withdrawn(event, numbers).await,
+            kind::GUARDRAIL_TAKEN => self.taken(event, numbers).await,
+            kind::SENSITIVE => self.sensitive(event, numbers).await,
+            kind::TASK_STARTED => self.task_started(event, numbers).await,
+            _ => self.task_result(event, numbers).await,
+        }
+        .map_err(|stop| match stop {
+            StatefulStop::Refused(refusal) => Stop::Refused(refusal),
+            StatefulStop::Engine(error @ EngineError::Fenced { .. }) => {
+                tracing::warn!(session.id = %self.id(), %error, "append refused");
+                Stop::Lost(OwnershipLost)
+            }
+            StatefulStop::Engine(error) => Stop::Refused(Self::refuse_append(&error)),
+            StatefulStop::Lost(lost) => Stop::Lost(lost),
+        })
+    }
+
+    async fn sensitive(&mut self, event: Published, numbers: Numbers) -> Result<(), StatefulStop> {
+        let Some(on) = event.data["on"].as_bool() else {
+            return Err(invalid("sensitive has `data.on`, true or false").into());
+        };
+        // From here on the window is the runtime's: the gateway no longer closes it by time.
+        self.sensitive_until = None;
+        let draft = Draft::new(kind::SENSITIVE, self.task_of(&event), json!({ "on": on }));
+        self.append(vec![draft], Some(numbers)).await?;
+        Ok(())
+    }
+
+    async fn task_started(&mut self, event: Published, numbers: Numbers) -> Result<(), StatefulStop> {
+        let task = event.data["taskId"].as_str().map(str::to_owned).or_else(|| event.task.clone());
+        let task = task.filter(|task| ids::is_outside_id(task));
+        let task = task.ok_or_else(|| invalid("task_started names its task in `data.taskId`"))?;
+        let mut data = event.data;
+        data["taskId"] = Value::String(task.clone());
+        self.append(vec![Draft::new(kind::TASK_STARTED, Some(task), data)], Some(numbers)).await?;
+        Ok(())
+    }
+
+    /// `task_completed`, or the `error` that ends a task.
+    async fn task_result(&mut self, event: Published, numbers: Numbers) -> Result<(), StatefulStop> {
+        let Some(task) = self.task_of(&event) else {
+            let draft = Draft { kind: event.kind, task: None, data: event.data };
+            self.append(vec![draft], Some(numbers)).await?;
+            return Ok(());
+        };
+        let mut data = event.data;
+        if data.is_null() {
+            data = json!({});
+        }
+        data["taskId"] = Value::String(task.clone());
+        let ends = self.state.task(&task).is_some_and(|task| !task.status.is_over());
+        let draft = Draft { kind: event.kind, task: Some(task.clone()), data };
+        let positions = self.append(vec![draft], Some(numbers)).await?;
+        if ends {
+            self.cancel_guardrails_of(Some(&task), "task").await?;
+            self.task_ended(&task, positions[0]).await?;
+        }
+        Ok(())
+    }
+
+    /// A task has ended with a result: somebody is to see it, and it may end its session.
+    pub(super) async fn task_ended(&mut self, task: &str, position: Position) -> Result<(), OwnershipLost> {
+        self.result_due(task, position.offset, Instant::now());
+        let rules = self.tasks.remove(task).unwrap_or_default();
+        if rules.terminate_on_completion {
+            self.end(EndReason::TerminateOnCompletion).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn commands_done(&mut self, connection: ConnectionId, commands: u64) {
+        if self.hold(connection).is_ok() {
+            self.session.link.done(commands);
+        }
+    }
+
+    /// The runtime no longer has its events from a number on: the log goes on in a new epoch.
+    pub(super) async fn numbers_lost(&mut self, connection: ConnectionId, from: u64) -> Result<(), OwnershipLost> {
+        if self.hold(connection).is_err() || from <= self.log.n + 1 {
+            return Ok(());
+        }
+        self.services.metrics.epochs_broken.inc();
+        tracing::warn!(session.id = %self.id(), n = from, expected = self.log.n + 1, "the runtime lost events");
+        let before = self.log.epoch;
+        self.log.epoch = ids::random_epoch();
+        let numbers = Numbers { from: self.log.n, to: from - 1 };
+        let data = json!({ "reason": "n_lost", "from": from, "before": before.to_string() });
+        let draft = || vec![Draft::new(kind::EPOCH_CHANGED, None, data.clone())];
+        while let Err(error) = self.append(draft(), Some(numbers)).await {
+            if !matches!(error, EngineError::Unavailable(_) | EngineError::Full) {
+                return Err(OwnershipLost);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        let position = Position { epoch: self.log.epoch, offset: self.log.next - 1 };
+        self.session.link.accepted(self.log.n, position);
+        Ok(())
+    }
+
+    pub(super) fn announced(&mut self, connection: ConnectionId, secrets: Vec<SecretEntry>, values: Vec<String>) {
+        if self.hold(connection).is_err() || crate::secrets::check(&secrets).is_err() {
+            return;
+        }
+        self.register_secrets(&secrets);
+        for value in &values {
+            self.redactor.register(value, Nature::Credential);
+        }
+        self.fillers.add(secrets);
+    }
+
+    pub(super) fn register_secrets(&mut self, secrets: &[SecretEntry]) {
+        for value in secrets.iter().flat_map(|entry| entry.fields.values()) {
+            self.redactor.register(value, Nature::Credential);
+        }
+    }
+
+    /// The runtime has closed the session.
+    pub(super) async fn ended_by_runtime(&mut self, connection: ConnectionId) -> Result<(), OwnershipLost> {
+        if self.hold(connection).is_ok() { self.end(EndReason::Completed).await } else { Ok(()) }
+    }
+
+    /// A runtime takes the session, for the first time or again.
+    pub(super) async fn claimed_by_runtime(&mut self, claim: ClaimSession) -> Result<(), OwnershipLost> {
+        let ClaimSession { token, commands, seat } = claim;
+        let session = self.session.id.to_string();
+        if !self.tokens.fits(&token) {
+            self.services.metrics.refused(Code::WrongClaim);
+            let refusal = Refusal::plain(Code::WrongClaim);
+            seat.outlet.send(GatewayToRuntime::Error { reference: None, session: Some(session), refusal });
+            return Ok(());
+        }
+        if self.state.is_ended() {
+            let refusal = Refusal::plain(Code::SessionEnded);
+            seat.outlet.send(GatewayToRuntime::Released { session, refusal });
+            return Ok(());
+        }
+        let name = seat.name.clone();
+        let before = std::mem::replace(&mut self.runtime, RuntimeSide::None);
+        let event = match before {
+            RuntimeSide::Offered { .. } => Some(kind::RUNTIME_CONNECTED),
+            RuntimeSide::Away { .. } => Some(kind::RUNTIME_RECONNECTED),
+            RuntimeSide::Connected(old) if old.connection != seat.connection => {
+                let refusal = Refusal::plain(Code::Fenced);
+                old.outlet.send(GatewayToRuntime::Released { session: session.clone(), refusal });
+                None
+            }
+            _ => None,
+        };
+        self.log.term += 1;
+        self.session.link.done(commands);
+        let claim = self.tokens.issue();
+        let expected = self.log.n + 1;
+        seat.outlet.send(GatewayToRuntime::Claimed { session, claim, expected, secrets_expected: false });
+        self.session.link.connect(seat.connection, std::sync::Arc::clone(&seat.outlet), commands);
+        self.runtime = RuntimeSide::Connected(seat);
+        if let Some(event) = event {
+            self.append_surely(vec![Draft::new(event, None, json!({ "runtime": name }))]).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn declined(&mut self, connection: ConnectionId, reason: &str) -> Result<(), OwnershipLost> {
+        let offered =
+            matches!(&self.runtime, RuntimeSide::Offered { seat, .. } if seat.connection == connection);
+        if offered {
+            let reason: String = reason.chars().take(200).collect();
+            tracing::info!(session.id = %self.id(), reason, "the runtime declined the session");
+            self.offer_next().await?;
+        }
+        Ok(())
+    }
+
+    /// An HTTP runtime shows its token: it is there, and has applied commands up to `done`.
+    pub(super) async fn http_contact(
+        &mut self,
+        claim: &str,
+        done: u64,
+    ) -> Result<Result<(), Refusal>, OwnershipLost> {
+        if !self.tokens.fits(claim) {
+            return Ok(Err(Refusal::plain(Code::WrongClaim)));
+        }
+        if self.state.is_ended() {
+            return Ok(Err(Refusal::plain(Code::SessionEnded)));
+        }
+        let was_away = match &self.runtime {
+            RuntimeSide::Http { .. } => false,
+            RuntimeSide::Away { .. } => true,
+            _ => return Ok(Err(Refusal::plain(Code::Fenced))),
+        };
+        self.runtime = RuntimeSide::Http { last_contact: Instant::now() };
+        self.session.link.done(done);
+        if was_away {
+            let data = json!({ "runtime": self.state.session().runtime.as_ref().map(|runtime| &runtime.name) });
+            self.append_surely(vec![Draft::new(kind::RUNTIME_RECONNECTED, None, data)]).await?;
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// Events that wait to be appended together.
+#[derive(Default)]
+struct Plain {
+    drafts: Vec<Draft>,
+    /// Id, place among the drafts, bytes.
+    pictures: Vec<(String, usize, NewPicture)>,
+}
+
+/// Why an event that changes state was not taken.
+pub(super) enum StatefulStop {
+    Refused(Refusal),
+    Engine(EngineError),
+    Lost(OwnershipLost),
+}
+
+impl From<Refusal> for StatefulStop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<EngineError> for StatefulStop {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl From<OwnershipLost> for StatefulStop {
+    fn from(lost: OwnershipLost) -> Self {
+        Self::Lost(lost)
+    }
+}
+
+fn is_plain(kind: &str) -> bool {
+    matches!(kind, kind::AGENT | kind::ACTION | kind::RESPONSE_UPDATE | kind::SCREENSHOT) || kind.starts_with("x.")
+}
+
+pub(super) fn invalid(message: impl Into<String>) -> Refusal {
+    Refusal::new(Code::Invalid, message)
+}
+
+fn number_expected(expected: u64) -> Refusal {
+    Refusal::plain(Code::NumberExpected).with_details(json!({ "expected": expected }))
+}
+
+/// Says up to which number an HTTP batch is in the log.
+fn with_number(mut refusal: Refusal, n: u64) -> Refusal {
+    if refusal.details.is_null() {
+        refusal.details = json!({});
+    }
+    refusal.details["n"] = n.into();
+    refusal
+}
