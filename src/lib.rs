@@ -1,1 +1,5 @@
 //! Placeholder page.
+
+pub mod auth;
+pub mod config;
+pub mod http;
