@@ -134,13 +134,13 @@ fn read_keys(entries: &[Spanned<DeValue<'_>>], place: &dyn Fn(usize) -> Place) -
     entries
         .iter()
         .map(|entry| match entry.get_ref() {
-            DeValue::Table(table) => read_key(table, place(entry.span().start), place),
+            DeValue::Table(table) => read_key(table, &place(entry.span().start), place),
             _ => Err(wrong(place(entry.span().start), "keys", "must be written as `[[keys]]` tables")),
         })
         .collect()
 }
 
-fn read_key(table: &DeTable<'_>, start: Place, place: &dyn Fn(usize) -> Place) -> Result<KeyEntry, ConfigError> {
+fn read_key(table: &DeTable<'_>, start: &Place, place: &dyn Fn(usize) -> Place) -> Result<KeyEntry, ConfigError> {
     const MEMBERS: &[&str] = &["id", "project", "scopes", "sha256", "pool"];
     for key in table.keys() {
         if !MEMBERS.contains(&key.get_ref().as_ref()) {
