@@ -1,0 +1,144 @@
+//! Checks a configuration as a whole, limits against each other, before any port is opened.
+
+use super::{Config, ConfigError, Limits, Times};
+use crate::auth::exposure::exposure;
+use crate::config::key::Scope;
+
+/// Files that a gateway has open beside its connections: logs, listeners, notifiers, the runtime's own.
+const FILES_BESIDE_CONNECTIONS: u64 = 256;
+
+impl Config {
+    /// The first contradiction, or what the operator should know.
+    pub fn check(&self) -> Result<Vec<String>, ConfigError> {
+        let refuse = ConfigError::DoNotFit;
+        check_limits(&self.limits).map_err(refuse)?;
+        check_times(&self.times).map_err(refuse)?;
+        self.check_keys().map_err(refuse)?;
+        if self.listen.tls_cert.is_some() != self.listen.tls_key.is_some() {
+            return Err(refuse("`tls_cert` and `tls_key` go together: set both or none".to_owned()));
+        }
+        if self.data.ephemeral && self.data.dir.is_some() {
+            return Err(refuse("`ephemeral` and `data_dir` exclude each other: set one".to_owned()));
+        }
+        exposure(&self.listen, !self.keys.is_empty()).map_err(|error| refuse(error.to_string()))?;
+        Ok(open_files_warning(self.limits.connections, open_files()).into_iter().collect())
+    }
+
+    fn check_keys(&self) -> Result<(), String> {
+        for (index, key) in self.keys.iter().enumerate() {
+            if let Some(twin) = self.keys[..index].iter().find(|other| other.id == key.id) {
+                return Err(format!("two keys have the id `{}`; give each its own", twin.id));
+            }
+            if let Some(twin) = self.keys[..index].iter().find(|other| other.sha256 == key.sha256) {
+                return Err(format!("the keys `{}` and `{}` have the same `sha256`", twin.id, key.id));
+            }
+            let pool = key.pool || self.pools.contains(&key.id);
+            if pool && !key.scopes.contains(&Scope::Publish) {
+                return Err(format!("the key `{}` is a pool, but its scopes lack `publish`", key.id));
+            }
+        }
+        match self.pools.iter().find(|id| !self.keys.iter().any(|key| key.id == **id)) {
+            Some(id) => Err(format!("`pools` names the key `{id}`, which does not exist")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_limits(limits: &Limits) -> Result<(), String> {
+    let l = limits;
+    at_most([
+        (("limits.auth_frame_bytes", l.auth_frame_bytes), ("limits.client_frame_bytes", l.client_frame_bytes)),
+        (("limits.event_payload_bytes", l.event_payload_bytes), ("limits.runtime_frame_bytes", l.runtime_frame_bytes)),
+        (("limits.event_payload_bytes", l.event_payload_bytes), ("limits.events_body_bytes", l.events_body_bytes)),
+        (("limits.event_payload_bytes", l.event_payload_bytes), ("limits.log_bytes", l.log_bytes)),
+        (
+            ("limits.guardrail_text_bytes", l.guardrail_text_bytes),
+            ("limits.event_payload_bytes", l.event_payload_bytes),
+        ),
+        (("limits.log_bytes", l.log_bytes), ("limits.log_bytes_total", l.log_bytes_total)),
+    ])
+}
+
+fn check_times(times: &Times) -> Result<(), String> {
+    let t = times;
+    if t.ping_every >= t.live_window {
+        return Err("`times.ping_every` must be shorter than `times.live_window`, or nobody stays live".to_owned());
+    }
+    at_most([
+        (("times.claim", t.claim), ("times.claim_max", t.claim_max)),
+        (("times.control_grace", t.control_grace), ("times.control_lease", t.control_lease)),
+    ])
+}
+
+type Named<T> = (&'static str, T);
+
+fn at_most<T: PartialOrd>(pairs: impl IntoIterator<Item = (Named<T>, Named<T>)>) -> Result<(), String> {
+    match pairs.into_iter().find(|((_, low), (_, high))| low > high) {
+        Some(((low, _), (high, _))) => Err(format!("`{low}` must not be larger than `{high}`")),
+        None => Ok(()),
+    }
+}
+
+fn open_files_warning(connections: usize, open_files: Option<u64>) -> Option<String> {
+    let needed = connections as u64 + FILES_BESIDE_CONNECTIONS;
+    let allowed = open_files.filter(|allowed| *allowed < needed)?;
+    Some(format!(
+        "`limits.connections` is {connections}, but this process may open only {allowed} files: raise its limit \
+         (`ulimit -n {needed}`, or LimitNOFILE in systemd), or accept fewer connections"
+    ))
+}
+
+/// The soft RLIMIT_NOFILE, read from /proc so that no unsafe call is needed. `None` where there is no such file.
+fn open_files() -> Option<u64> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::key::{KeyDigest, KeyEntry};
+
+    fn key(id: &str, digest: u8) -> KeyEntry {
+        let (project, scopes) = ("shop".to_owned(), vec![Scope::Watch]);
+        KeyEntry { id: id.to_owned(), project, scopes, sha256: KeyDigest([digest; 32]), pool: false }
+    }
+
+    #[test]
+    fn the_defaults_fit_each_other() {
+        Config::default().check().unwrap();
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        type Change = fn(&mut Config);
+        let table: &[(Change, &str)] = &[
+            (|c| c.limits.event_payload_bytes = 9 << 20, "`limits.event_payload_bytes` must not be larger"),
+            (|c| c.limits.log_bytes = 2 << 30, "`limits.log_bytes` must not be larger"),
+            (|c| c.times.live_window = Duration::from_secs(10), "`times.ping_every` must be shorter"),
+            (|c| c.times.claim = Duration::from_secs(3600), "`times.claim` must not be larger than `times.claim_max`"),
+            (|c| c.listen.tls_cert = Some("a.pem".into()), "`tls_cert` and `tls_key` go together"),
+            (|c| c.keys = vec![key("a", 1), key("a", 2)], "two keys have the id `a`"),
+            (|c| c.keys = vec![key("a", 1), key("b", 1)], "the keys `a` and `b` have the same"),
+            (|c| c.pools = vec!["x".to_owned()], "`pools` names the key `x`"),
+            (|c| (c.keys, c.pools) = (vec![key("a", 1)], vec!["a".to_owned()]), "the key `a` is a pool"),
+            (|c| c.listen.address = ([0, 0, 0, 0], 1).into(), "without keys"),
+        ];
+        for (change, message) in table {
+            let mut config = Config::default();
+            change(&mut config);
+            let error = config.check().expect_err(message).to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn more_connections_than_open_files_are_warned_about() {
+        assert!(open_files_warning(10_240, Some(1024)).unwrap().contains("1024 files"));
+        assert_eq!(open_files_warning(10_240, Some(65_536)), None);
+        assert_eq!(open_files_warning(10_240, None), None);
+    }
+}
