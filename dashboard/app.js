@@ -191,6 +191,7 @@ function choose(session, { remember = false } = {}) {
   $("nothing").hidden = Boolean(session);
   drawList();
   drawSession();
+  drawAttention();
   if (session && remember) $("main").focus({ preventScroll: true });
 }
 

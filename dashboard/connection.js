@@ -18,7 +18,8 @@ export function comeBack(code) {
 
 /** A refusal as one sentence, with what to do next. */
 export function explain(refusal) {
-  const message = (refusal.message || refusal.error || "The gateway refused this.").replace(/\.?$/, ".");
+  const words = refusal.message || refusal.error || "The gateway refused this";
+  const message = `${words[0].toUpperCase()}${words.slice(1).replace(/\.$/, "")}.`;
   if (refusal.code === 3010) return `${message} Enter a valid token.`;
   if (refusal.code === 3011) return `${message} Use a token with more rights.`;
   switch (comeBack(refusal.code)) {

@@ -114,17 +114,23 @@ export function lineOf({ type, data }) {
 
 /** The list of events: newest at the bottom, at most `most` rows, its place kept while somebody reads further up. */
 export class EventList {
-  #list; #newest; #most; #following = true;
+  #list; #newest; #most; #following = true; #height = 0;
 
   constructor(list, newest, most = 500) {
     this.#list = list;
     this.#newest = newest;
     this.#most = most;
     list.addEventListener("scroll", () => {
+      if (list.clientHeight !== this.#height) return;
       this.#following = list.scrollHeight - list.scrollTop - list.clientHeight < 48;
       if (this.#following) newest.hidden = true;
     }, { passive: true });
     newest.addEventListener("click", () => this.#toEnd());
+    // A guardrail that opens beside the list changes its height: that is nobody's scrolling.
+    new ResizeObserver(() => {
+      this.#height = list.clientHeight;
+      if (this.#following) this.#toEnd();
+    }).observe(list);
   }
 
   clear() {
