@@ -280,7 +280,7 @@ function drawAttention() {
   const able = !scopes.length || scopes.includes("answer") || scopes.includes("admin");
   node.dataset.counts = String(Boolean(looking));
   setText(node, !connection.isReady || !chosen ? ""
-    : !looking ? "You do not count as looking. Move or tap."
+    : !looking ? "Not counted as looking. Tap or move."
     : able ? "You count as looking" : "You are looking; this token cannot answer");
 }
 
