@@ -13,7 +13,9 @@ use crate::{
 };
 
 /// A numbered event. `n` counts 1, 2, 3 … in its session, and is kept over reconnects.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+///
+/// It has not passed the redactor yet, so `Debug` shows neither its data nor its picture.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct PublishedEvent {
     pub n: u64,
     #[serde(rename = "type")]
@@ -28,10 +30,23 @@ pub struct PublishedEvent {
     pub picture: Option<InlinePicture>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+impl std::fmt::Debug for PublishedEvent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PublishedEvent").field("n", &self.n).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+/// A picture inside JSON. `Debug` shows no bytes.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InlinePicture {
     pub media: String,
     pub base64: String,
+}
+
+impl std::fmt::Debug for InlinePicture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InlinePicture").field("media", &self.media).finish_non_exhaustive()
+    }
 }
 
 /// A session that a runtime says it has, after a reconnect.

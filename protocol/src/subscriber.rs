@@ -95,8 +95,8 @@ impl std::fmt::Debug for Answer {
     }
 }
 
-/// A change to a session's course.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A change to a session's course. `Debug` shows the command's name only: prompts and typed text may hold secrets.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", rename_all_fields = "camelCase")]
 pub enum SessionCommand {
     NewTask {
@@ -118,6 +118,21 @@ pub enum SessionCommand {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         token: Option<u64>,
     },
+}
+
+impl std::fmt::Debug for SessionCommand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NewTask { .. } => "NewTask",
+            Self::Pause => "Pause",
+            Self::Resume => "Resume",
+            Self::Stop => "Stop",
+            Self::Terminate => "Terminate",
+            Self::Interaction { .. } => "Interaction",
+            Self::TakeControl => "TakeControl",
+            Self::ReleaseControl { .. } => "ReleaseControl",
+        })
+    }
 }
 
 /// A piece of work. Members that the gateway does not know reach the runtime as they are.
@@ -306,7 +321,7 @@ pub enum GatewayToSubscriber {
         from: Option<Position>,
     },
     Event(EventFrame),
-    /// Everything a `subscribe {project}` knows at its start, in chunks; `live` without a session ends it.
+    /// Everything a `subscribe {project}` knows at its start, in chunks; the one with `more: false` ends it.
     Summaries {
         #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
         reference: Option<String>,

@@ -306,6 +306,8 @@ pub struct SessionSummary {
     pub guardrails: Vec<OpenGuardrail>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub picture: Option<String>,
+    /// The newest event; absent while the log is empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
 }
 
