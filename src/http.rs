@@ -1,7 +1,247 @@
-//! The surfaces over HTTP.
+//! The surfaces over HTTP. Each translates at the edge and has no behaviour of its own.
 
 pub mod body;
+pub mod events;
 pub mod guard;
 pub mod listener;
+pub mod operator;
+pub mod rest;
+pub mod runtime;
 pub mod tls;
+pub mod wire;
 pub mod written;
+pub mod ws;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, FromRequestParts},
+    http::{HeaderMap, StatusCode, header, request},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use onlooker_protocol::code::{Code, Refusal};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    auth::{Auth, CredentialId, Grant},
+    config::{Config, key::Scope},
+    control::{Holder, HolderKey},
+    guardrail::Actor,
+    hub::Hub,
+    ids::SessionId,
+    metrics::Metrics,
+    session::{Directory, Session},
+};
+
+/// What every surface uses.
+#[derive(Clone)]
+pub struct App(Arc<Parts>);
+
+pub struct Parts {
+    pub directory: Directory,
+    pub hub: Hub,
+    pub auth: Auth,
+    pub config: Config,
+    pub metrics: Arc<Metrics>,
+    pub guard: Arc<guard::Guard>,
+    pub alive: events::Alive,
+    /// Open WebSockets and event streams, for the metric.
+    pub connections: AtomicUsize,
+    pub ready: AtomicBool,
+    /// The gateway is stopping: connections say goodbye.
+    pub stopping: CancellationToken,
+    pub tasks: TaskTracker,
+}
+
+impl std::ops::Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl App {
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    /// Spreads the return of connections that are sent away: up to 5 s, so that they do not all come at once.
+    pub fn spread(&self) -> Duration {
+        crate::ids::up_to(Duration::from_secs(5))
+    }
+
+    /// A session that this grant may see.
+    ///
+    /// # Errors
+    /// `unknown_session`, also for a session that is another project's.
+    pub fn session(&self, grant: &Grant, id: &str) -> Result<Session, Refusal> {
+        let unknown = || Refusal::plain(Code::UnknownSession);
+        let parsed: SessionId = id.parse().map_err(|()| unknown())?;
+        if !grant.may_see(&grant.project, id) {
+            return Err(unknown());
+        }
+        self.directory.get(&grant.project, parsed).ok_or_else(unknown)
+    }
+}
+
+/// All routes.
+pub fn router(app: App) -> Router {
+    let limits = &app.config.limits;
+    let publishing = Router::new()
+        .route("/v1/sessions/{id}/events", post(runtime::publish_over_http))
+        .layer(DefaultBodyLimit::max(limits.events_body_bytes));
+    let checked = Router::new()
+        .route("/v1/ws", get(ws::upgrade))
+        .route("/v1/runtime", get(runtime::upgrade))
+        .route("/v1/sessions", get(rest::list_sessions).post(rest::create_session))
+        .route("/v1/sessions/{id}", get(rest::get_session).delete(rest::terminate_session))
+        .route("/v1/sessions/{id}/events", get(events::read))
+        .route("/v1/sessions/{id}/commands", get(runtime::commands_over_http).post(rest::command))
+        .route("/v1/sessions/{id}/watchers", get(rest::watchers))
+        .route("/v1/sessions/{id}/tasks/{task}", get(rest::get_task))
+        .route("/v1/sessions/{id}/pictures/{picture}", get(rest::picture))
+        .route("/v1/guardrails", get(rest::list_guardrails))
+        .route("/v1/guardrails/{id}", get(rest::get_guardrail))
+        .route("/v1/guardrails/{id}/answer", post(rest::answer))
+        .route("/v1/guardrails/{id}/claim", post(rest::claim))
+        .route("/v1/guardrails/{id}/release", post(rest::release))
+        .route("/v1/guardrails/{id}/why", get(rest::why))
+        .route("/v1/subscribers/{id}/alive", post(events::alive))
+        .route("/v1/tokens", post(rest::issue_token))
+        .merge(operator::dashboard())
+        .layer(DefaultBodyLimit::max(limits.http_body_bytes))
+        .merge(publishing)
+        .route("/healthz", get(operator::healthz))
+        .route("/readyz", get(operator::readyz))
+        .route("/metrics", get(operator::metrics))
+        .fallback(|| async { Refused(Refusal::plain(Code::NotFound)) })
+        .method_not_allowed_fallback(|| async { Refused(Refusal::plain(Code::WrongMethod)) });
+    checked.layer(middleware::from_fn_with_state(Arc::clone(&app.guard), guard::check)).with_state(app)
+}
+
+/// A refusal as an HTTP response.
+pub struct Refused(pub Refusal);
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self(refusal)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after = self.0.retry_after;
+        let mut response = (status, Json(self.0)).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            let challenge = header::HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        if let Some(milliseconds) = retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, milliseconds.div_ceil(1000).into());
+        }
+        response
+    }
+}
+
+/// The bearer token of a request, if it has one.
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
+
+/// Who asks, over plain HTTP: from the `Authorization` header, or everybody in open mode.
+pub struct Caller(pub Grant);
+
+impl Caller {
+    /// # Errors
+    /// `forbidden` without the scope.
+    pub fn may(&self, scope: Scope) -> Result<(), Refusal> {
+        allowed(&self.0, scope)
+    }
+
+    pub fn actor(&self) -> Actor {
+        Actor { holder: credential_holder(&self.0), via: "rest" }
+    }
+}
+
+/// # Errors
+/// `forbidden` without the scope.
+pub fn allowed(grant: &Grant, scope: Scope) -> Result<(), Refusal> {
+    if grant.may(scope) {
+        return Ok(());
+    }
+    let message = format!("this needs a key or token with the scope `{}`", scope.name());
+    Err(Refusal::new(Code::Forbidden, message))
+}
+
+/// A credential as a holder of control or of claims.
+pub fn credential_holder(grant: &Grant) -> Holder {
+    let key = match &grant.credential {
+        CredentialId::Open => "open".to_owned(),
+        other => format!("{other:?}"),
+    };
+    Holder { who: grant.who.to_string(), by: HolderKey::Credential(key.into()) }
+}
+
+impl FromRequestParts<App> for Caller {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, Refused> {
+        let token = bearer(&parts.headers).unwrap_or_default();
+        app.auth.authenticate(token).map(Self).map_err(|error| {
+            tracing::debug!(%error, "a request was refused");
+            app.metrics.refused(Code::Unauthorized);
+            Refused(Refusal::new(Code::Unauthorized, "send a key or token: `Authorization: Bearer …`"))
+        })
+    }
+}
+
+/// A JSON body whose errors are refusals.
+pub struct Body<T>(pub T);
+
+impl<T: serde::de::DeserializeOwned> axum::extract::FromRequest<App> for Body<T> {
+    type Rejection = Refused;
+
+    async fn from_request(request: axum::extract::Request, app: &App) -> Result<Self, Refused> {
+        let bytes = axum::body::Bytes::from_request(request, app).await.map_err(|rejection| {
+            let code =
+                if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { Code::TooLarge } else { Code::BadFrame };
+            Refused(Refusal::plain(code))
+        })?;
+        let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        let mut reader = serde_json::Deserializer::from_slice(bytes);
+        let value = T::deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
+        value.map(Self).map_err(|error| Refused(unreadable(&error)))
+    }
+}
+
+/// A refusal that says where JSON is wrong. serde names members and positions; a wrong value's text is left out,
+/// because it could be a secret.
+pub fn unreadable(error: &serde_json::Error) -> Refusal {
+    let place = format!("line {} column {}", error.line(), error.column());
+    let what = match error.classify() {
+        serde_json::error::Category::Data => {
+            let text = error.to_string();
+            let known = ["missing field", "unknown variant", "duplicate field", "unknown field"];
+            match known.iter().find(|known| text.starts_with(**known)) {
+                Some(known) if *known == "missing field" => text.split(" at line").next().unwrap_or(known).to_owned(),
+                Some(known) => (*known).to_owned(),
+                None => "a value of the wrong type".to_owned(),
+            }
+        }
+        _ => "this is not JSON".to_owned(),
+    };
+    Refusal::new(Code::BadFrame, format!("{what}, at {place}"))
+}

@@ -1,0 +1,343 @@
+//! One subscriber connection: its subscriptions, and what it sends next.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use onlooker_protocol::{
+    Code, Position,
+    code::Refusal,
+    subscriber::GatewayToSubscriber,
+};
+use tokio::{sync::watch, time::Instant};
+
+use super::super::{App, wire::Wire};
+use crate::{
+    auth::Grant,
+    board::Board,
+    control::{Holder, HolderKey},
+    engine::Record,
+    guardrail::Actor,
+    hub::{Side, Signal},
+    ids::{ConnectionId, SessionId},
+    session::Session,
+    subscriber::{Following, Step},
+    watch::Leave,
+};
+
+/// Steps are asked for while less than this waits.
+const FILL: usize = 64 * 1024;
+/// A connection without any pong for this many live windows is dead.
+const DEAD_WINDOWS: u32 = 3;
+/// Frames that could not be read, after which a connection is closed.
+const UNREADABLE: u32 = 10;
+/// Summaries in one frame.
+const SUMMARIES: usize = 100;
+
+/// Why a connection ends.
+pub(super) enum Ended {
+    ByPeer(Option<u16>),
+    Lost,
+    Close(Code, &'static str),
+    Stopping,
+}
+
+pub(super) struct Connection {
+    pub app: App,
+    pub wire: Wire,
+    pub id: ConnectionId,
+    pub grant: Grant,
+    pub signal: Arc<Signal>,
+    pub followings: HashMap<u32, Following>,
+    pub by_session: HashMap<SessionId, u32>,
+    pub references: HashMap<u32, String>,
+    pub next_slot: u32,
+    pub board: Option<Box<BoardFollowing>>,
+    /// Sessions in which this connection may hold control or claims.
+    pub touched: HashSet<SessionId>,
+    last_ping: u64,
+    next_ping: Instant,
+    last_pong: Instant,
+    unreadable: u32,
+}
+
+/// The following of a project's summaries.
+pub(super) struct BoardFollowing {
+    pub board: Arc<Board>,
+    pub changes: watch::Receiver<u64>,
+    pub version: u64,
+    /// Until the first pass is through, summaries go out in chunks.
+    pub first_pass: bool,
+    pub reference: Option<String>,
+}
+
+impl Connection {
+    pub fn new(app: App, wire: Wire, id: ConnectionId, grant: Grant) -> Self {
+        let now = Instant::now();
+        let next_ping = now + app.config.times.ping_every;
+        Self {
+            app,
+            wire,
+            id,
+            grant,
+            signal: Arc::default(),
+            followings: HashMap::new(),
+            by_session: HashMap::new(),
+            references: HashMap::new(),
+            next_slot: 0,
+            board: None,
+            touched: HashSet::new(),
+            last_ping: 0,
+            next_ping,
+            last_pong: now,
+            unreadable: 0,
+        }
+    }
+
+    pub fn actor(&self) -> Actor {
+        let holder = Holder { who: self.grant.who.to_string(), by: HolderKey::Connection(self.id) };
+        Actor { holder, via: "websocket" }
+    }
+
+    pub fn session(&self, id: &str) -> Result<Session, Refusal> {
+        self.app.session(&self.grant, id)
+    }
+
+    pub fn wants_more(&self) -> bool {
+        self.wire.waiting() < FILL && self.wire.is_idle()
+    }
+
+    /// Asks subscriptions for what they have, until enough waits or nothing is left.
+    pub async fn fill(&mut self) -> Result<(), Ended> {
+        while self.wire.waiting() < FILL {
+            let Some(slot) = self.signal.take() else { break };
+            let Some(following) = self.followings.get_mut(&slot) else { continue };
+            match following.step().await {
+                Ok(step) => self.send_step(slot, step),
+                Err(refusal) => self.end_following(slot, &refusal),
+            }
+        }
+        self.fill_from_board();
+        let urgent = self.followings_urgent();
+        if urgent {
+            self.ping();
+        }
+        Ok(())
+    }
+
+    /// Whether something was handed out that shall be proved soon. Looks only at what was just sent.
+    fn followings_urgent(&mut self) -> bool {
+        std::mem::take(&mut self.urgent_seen())
+    }
+
+    fn urgent_seen(&mut self) -> bool {
+        self.followings.values_mut().fold(false, |urgent, following| following.take_urgent() | urgent)
+    }
+
+    fn send_step(&mut self, slot: u32, step: Step) {
+        let following = self.followings.get(&slot).expect("just stepped");
+        let session = following.session().id.to_string();
+        match step {
+            Step::Nothing => return,
+            Step::Gap { reason, from } => {
+                self.app.metrics.gaps.inc();
+                self.wire.send(&GatewayToSubscriber::Gap { session, reason, from });
+            }
+            Step::Snapshot(snapshot) => self.wire.send(&GatewayToSubscriber::Snapshot {
+                reference: self.references.remove(&slot),
+                session,
+                position: snapshot.position,
+                state: Box::new((*snapshot.state).clone()),
+                watchers: following.session().watch.counts(Instant::now()),
+            }),
+            Step::Replay(records) if records.is_empty() => {}
+            Step::Replay(records) => self.wire.send_text(replay(&session, &records)),
+            Step::Live(position) => self.wire.send(&GatewayToSubscriber::Live { session, position }),
+            Step::Events(records) => {
+                self.app.metrics.frames_sent.inc_by(records.len() as u64);
+                for record in records {
+                    self.wire.send_text(record.frame);
+                }
+                return;
+            }
+            Step::Side(side) => self.send_side(session, &side),
+            Step::Picture(picture) => self.wire.send_binary(picture.frame.clone()),
+            Step::Ended => return self.end_following(slot, &Refusal::plain(Code::SessionEnded)),
+        }
+        if let Some(following) = self.followings.get(&slot) {
+            following.wake();
+        }
+    }
+
+    fn send_side(&mut self, session: String, side: &Side) {
+        self.wire.send(&GatewayToSubscriber::Watchers { session: session.clone(), counts: side.counts });
+        self.wire.send(&GatewayToSubscriber::Claims { session, claims: side.claims.to_vec() });
+    }
+
+    /// The gateway ends a subscription.
+    fn end_following(&mut self, slot: u32, refusal: &Refusal) {
+        let Some(following) = self.followings.remove(&slot) else { return };
+        let session = following.session().id;
+        self.by_session.remove(&session);
+        self.references.remove(&slot);
+        let leave = if refusal.code == Code::SessionEnded { Leave::Clean } else { Leave::Abnormal };
+        following.end(leave);
+        self.wire.send(&GatewayToSubscriber::Unsubscribed {
+            session: Some(session.to_string()),
+            code: refusal.code,
+            reason: refusal.message.clone(),
+        });
+    }
+
+    // --- project summaries ---------------------------------------------------------------------------------------
+
+    fn fill_from_board(&mut self) {
+        let Some(board) = self.board.as_mut() else { return };
+        while self.wire.waiting() < FILL {
+            let (changed, reached) = board.board.since(board.version, SUMMARIES);
+            let more = changed.len() == SUMMARIES;
+            board.version = reached;
+            let allowed = changed
+                .into_iter()
+                .filter(|(session, _)| self.grant.may_see(&self.grant.project, session.as_str()))
+                .map(|(_, summary)| (*summary).clone());
+            if board.first_pass {
+                let (reference, sessions) = (board.reference.clone(), allowed.collect());
+                self.wire.send(&GatewayToSubscriber::Summaries { reference, sessions, more });
+                board.first_pass = more;
+            } else {
+                for summary in allowed {
+                    self.wire.send(&GatewayToSubscriber::Summary(summary));
+                }
+            }
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// Resolves when a followed project has changed. Cancel safe.
+    pub async fn board_changed(&mut self) {
+        match self.board.as_mut() {
+            // A board lives as long as its project is known.
+            Some(board) if board.changes.changed().await.is_ok() => {}
+            _ => std::future::pending().await,
+        }
+    }
+
+    // --- time ----------------------------------------------------------------------------------------------------
+
+    pub fn next_deadline(&self) -> Instant {
+        let stall = self.wire.stalled_since().map(|since| since + self.app.config.times.send_stall);
+        let expiry = self.grant.expires.map(|expires| {
+            Instant::now() + expires.duration_since(SystemTime::now()).unwrap_or_default()
+        });
+        [Some(self.next_ping), stall, expiry].into_iter().flatten().min().expect("the ping is always due")
+    }
+
+    pub fn on_time(&mut self, now: Instant) -> Result<(), Ended> {
+        let times = &self.app.config.times;
+        if self.grant.is_expired(SystemTime::now()) {
+            return Err(Ended::Close(Code::TokenExpired, "the token has expired; get a new one and resume"));
+        }
+        if self.wire.stalled_since().is_some_and(|since| now >= since + times.send_stall) {
+            return Err(Ended::Close(Code::TooSlow, "nothing was read for too long; reconnect and resume"));
+        }
+        if now >= self.last_pong + times.live_window * DEAD_WINDOWS {
+            return Err(Ended::Close(Code::NoPong, "no pong came; reconnect and resume"));
+        }
+        if now >= self.next_ping {
+            // A ping behind a full queue proves nothing sooner.
+            if self.wire.is_idle() {
+                self.ping();
+            } else {
+                self.next_ping = now + times.ping_every;
+            }
+            for following in self.followings.values().filter(|f| f.deadline().is_some_and(|at| now >= at)) {
+                following.wake();
+            }
+        }
+        Ok(())
+    }
+
+    pub fn ping(&mut self) {
+        self.last_ping += 1;
+        let id = self.last_ping;
+        let positions: BTreeMap<String, Position> = self
+            .followings
+            .values_mut()
+            .filter_map(|following| Some((following.session().id.to_string(), following.mark(id)?)))
+            .collect();
+        self.wire.send(&GatewayToSubscriber::Ping { id, positions });
+        self.next_ping = Instant::now() + self.app.config.times.ping_every;
+    }
+
+    pub fn pong(&mut self, id: u64) {
+        if id == 0 || id > self.last_ping {
+            return self.unreadable("that ping was never sent");
+        }
+        let now = Instant::now();
+        self.last_pong = now;
+        for following in self.followings.values_mut() {
+            following.answered(id, now);
+        }
+    }
+
+    // --- errors and the end --------------------------------------------------------------------------------------
+
+    pub fn unreadable(&mut self, why: &str) {
+        self.refuse(None, Refusal::new(Code::BadFrame, why));
+    }
+
+    pub fn refuse(&mut self, reference: Option<String>, refusal: Refusal) {
+        self.app.metrics.refused(refusal.code);
+        if refusal.code == Code::BadFrame {
+            self.unreadable += 1;
+        }
+        self.wire.send(&GatewayToSubscriber::Error { reference, refusal });
+    }
+
+    /// Whether the peer has sent too much that could not be read.
+    pub fn check_patience(&self) -> Result<(), Ended> {
+        if self.unreadable < UNREADABLE {
+            return Ok(());
+        }
+        Err(Ended::Close(Code::UnreadableFrame, "too many frames could not be read"))
+    }
+
+    /// Everything that it held ends, once.
+    pub async fn let_go(&mut self, leave: Leave) {
+        for (_, following) in self.followings.drain() {
+            following.end(leave);
+        }
+        for id in std::mem::take(&mut self.touched) {
+            if let Some(session) = self.app.directory.get_any(id) {
+                session.connection_lost(self.id).await;
+            }
+        }
+    }
+
+    pub fn into_wire(self) -> Wire {
+        self.wire
+    }
+}
+
+/// A chunk of history: finished event frames in one array, none of them encoded again.
+fn replay(session: &str, records: &[Record]) -> Bytes {
+    let bytes: usize = records.iter().map(|record| record.frame.len() + 1).sum();
+    let mut frame = BytesMut::with_capacity(bytes + 96);
+    frame.put_slice(br#"{"type":"replay","session":""#);
+    frame.put_slice(session.as_bytes());
+    frame.put_slice(br#"","replay":true,"events":["#);
+    for (index, record) in records.iter().enumerate() {
+        if index > 0 {
+            frame.put_u8(b',');
+        }
+        frame.put_slice(&record.frame);
+    }
+    frame.put_slice(b"]}");
+    frame.freeze()
+}
