@@ -1,2 +1,3 @@
 //! Placeholder page.
+pub mod redact;
 pub mod sabotage;
