@@ -1,3 +1,4 @@
 //! Placeholder page.
+pub mod ingest;
 pub mod redact;
 pub mod sabotage;

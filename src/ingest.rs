@@ -1,0 +1,3 @@
+//! The one way into a session's log.
+
+pub(crate) mod payload;
