@@ -2,3 +2,4 @@
 pub mod ingest;
 pub mod redact;
 pub mod sabotage;
+pub mod secrets;
