@@ -69,7 +69,7 @@ const MEDIA: [&str; 3] = ["image/jpeg", "image/png", "image/webp"];
 /// With the code of what is wrong: `duplicate_key`, `too_deep`, `too_large`, `bad_frame`, `invalid`.
 pub fn read(text: &str, limits: &IngestLimits) -> Result<Published, Unreadable> {
     let inline_picture = limits.picture / 3 * 4 + 1024;
-    let bounds = payload::PayloadLimits { depth: limits.depth, size: limits.payload + inline_picture };
+    let bounds = payload::PayloadLimits { depth: limits.depth, bytes: limits.payload + inline_picture };
     let value = payload::parse(text, &bounds).map_err(|error| Unreadable { n: None, refusal: error.refusal() })?;
     let Value::Object(mut event) = value else {
         return Err(Unreadable { n: None, refusal: invalid("an event is a JSON object") });
@@ -99,7 +99,7 @@ fn from_object(event: &mut Map<String, Value>, size: usize, limits: &IngestLimit
 /// # Errors
 /// As for [`read`].
 pub fn read_picture(header: &str, bytes: Bytes, limits: &IngestLimits) -> Result<Published, Unreadable> {
-    let bounds = payload::PayloadLimits { depth: limits.depth, size: limits.payload };
+    let bounds = payload::PayloadLimits { depth: limits.depth, bytes: limits.payload };
     let value = payload::parse(header, &bounds).map_err(|error| Unreadable { n: None, refusal: error.refusal() })?;
     let n = value.get("n").and_then(Value::as_u64).filter(|n| *n > 0);
     let refuse = |refusal| Unreadable { n, refusal };
@@ -170,20 +170,13 @@ const PLAIN_MEMBERS: [&str; 4] = ["taskId", "guardrailId", "type", "id"];
 
 /// Replaces every registered secret in an event's data.
 pub fn redact(data: &mut Value, redactor: &Redactor) {
+    let Value::Object(members) = data else { return };
     if redactor.is_empty() {
         return;
     }
-    let plain: Vec<(&str, Value)> = PLAIN_MEMBERS
-        .iter()
-        .filter_map(|name| {
-            let value = data.get(*name)?;
-            value.as_str().is_some_and(is_outside_id).then(|| (*name, value.clone()))
-        })
-        .collect();
-    redactor.redact_value(data);
-    for (name, value) in plain {
-        data[name] = value;
-    }
+    let is_plain = |name: &&str| members.get(*name).and_then(Value::as_str).is_some_and(is_outside_id);
+    let plain: Vec<&str> = PLAIN_MEMBERS.into_iter().filter(is_plain).collect();
+    redactor.redact_members(members, &plain);
 }
 
 #[derive(Serialize)]

@@ -1,33 +1,71 @@
-//! Safety checks that a test build can switch off, to show that the test which guards each of them then fails.
+//! Switches that turn one safety check off, so that a test can show that the test which guards it would fail.
 //!
-//! Without the feature `sabotage` every check is on and this module is a constant.
+//! Without the feature `sabotage`, which no release has, every check is on and the switch compiles to nothing. With
+//! it, `ONLOOKER_SABOTAGE` names the checks to turn off, separated by commas; it is read once, at the first question.
 
+/// A safety check that a test may turn off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guard {
+    /// Secrets are replaced at the way in and on the way out.
     Redactor,
+    /// A reach-out decision is taken again, with fresh inputs, at the moment of sending.
     Recheck,
+    /// The first answer wins by compare-and-set.
     CompareAndSet,
+    /// An append under an old term is refused.
     Fence,
+    /// What is kept for one subscriber is bounded in bytes.
     ByteBound,
 }
 
-/// Whether the check is switched off by `ONLOOKER_SABOTAGE`, a list of names separated by commas.
-#[cfg(feature = "sabotage")]
-pub fn is_off(guard: Guard) -> bool {
-    static OFF: std::sync::LazyLock<String> =
-        std::sync::LazyLock::new(|| std::env::var("ONLOOKER_SABOTAGE").unwrap_or_default());
-    let name = match guard {
-        Guard::Redactor => "redactor",
-        Guard::Recheck => "recheck",
-        Guard::CompareAndSet => "compare_and_set",
-        Guard::Fence => "fence",
-        Guard::ByteBound => "byte_bound",
-    };
-    OFF.split(',').any(|word| word == name)
-}
-
-/// Every check is on.
+/// Whether this check is turned off.
 #[cfg(not(feature = "sabotage"))]
 pub const fn is_off(_guard: Guard) -> bool {
     false
+}
+
+/// Whether this check is turned off.
+#[cfg(feature = "sabotage")]
+pub fn is_off(guard: Guard) -> bool {
+    static OFF: std::sync::OnceLock<Vec<Guard>> = std::sync::OnceLock::new();
+    OFF.get_or_init(|| parse(&std::env::var("ONLOOKER_SABOTAGE").unwrap_or_default())).contains(&guard)
+}
+
+/// A name that is no guard's is a mistake in a test's setup, which would otherwise pass for the wrong reason.
+#[cfg(feature = "sabotage")]
+fn parse(list: &str) -> Vec<Guard> {
+    let named = list.split(',').map(str::trim).filter(|name| !name.is_empty());
+    named
+        .map(|name| match name {
+            "redactor" => Guard::Redactor,
+            "recheck" => Guard::Recheck,
+            "compare_and_set" => Guard::CompareAndSet,
+            "fence" => Guard::Fence,
+            "byte_bound" => Guard::ByteBound,
+            other => panic!("ONLOOKER_SABOTAGE names no guard: {other}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(not(feature = "sabotage"))]
+    #[test]
+    fn every_guard_is_on_without_the_feature() {
+        use super::{Guard, is_off};
+
+        for guard in [Guard::Redactor, Guard::Recheck, Guard::CompareAndSet, Guard::Fence, Guard::ByteBound] {
+            assert!(!is_off(guard), "{guard:?}");
+        }
+    }
+
+    #[cfg(feature = "sabotage")]
+    #[test]
+    fn the_list_names_guards_separated_by_commas() {
+        use super::{Guard, parse};
+
+        assert_eq!(parse(""), []);
+        assert_eq!(parse("redactor, compare_and_set"), [Guard::Redactor, Guard::CompareAndSet]);
+        assert_eq!(parse("recheck,fence,byte_bound"), [Guard::Recheck, Guard::Fence, Guard::ByteBound]);
+    }
 }

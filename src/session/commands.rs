@@ -53,8 +53,9 @@ impl Owner {
             return Ok(Err(refusal));
         }
         let id = task.task_id.get_or_insert_with(ids::random_id).clone();
-        self.register_secrets(&task.secrets);
-        self.fillers.add(task.secrets.clone());
+        if let Err(refusal) = self.learn_secrets(task.secrets.clone()) {
+            return Ok(Err(refusal));
+        }
         let rules = TaskRules {
             max_duration: task.max_duration.map(std::time::Duration::from_millis),
             terminate_on_completion: task.terminate_on_completion,

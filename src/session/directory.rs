@@ -280,9 +280,7 @@ impl Owner {
         task: Option<onlooker_protocol::subscriber::NewTask>,
         by: &str,
     ) -> Result<(Self, Option<String>, Option<String>), Refusal> {
-        let secrets = self.asked.secrets.clone();
-        self.register_secrets(&secrets);
-        self.fillers.add(secrets);
+        self.learn_secrets(self.asked.secrets.clone())?;
         let runtime = match &origin {
             Some(Begun::Held(seat)) => Some(seat.name.clone()),
             Some(Begun::Offer(_)) => None,

@@ -279,7 +279,7 @@ impl Owner {
             Request::Decline { connection, reason } => self.declined(connection, &reason).await?,
             Request::CommandsDone { connection, commands } => self.commands_done(connection, commands),
             Request::NumbersLost { connection, from } => self.numbers_lost(connection, from).await?,
-            Request::Announce { connection, secrets, values } => self.announced(connection, secrets, values),
+            Request::Announce { connection, secrets, values } => self.announced(connection, secrets, &values),
             Request::EndByRuntime { connection } => self.ended_by_runtime(connection).await?,
             Request::HttpContact { claim, done, reply } => {
                 let result = self.http_contact(&claim, done).await?;

@@ -279,21 +279,26 @@ impl Owner {
         Ok(())
     }
 
-    pub(super) fn announced(&mut self, connection: ConnectionId, secrets: Vec<SecretEntry>, values: Vec<String>) {
-        if self.hold(connection).is_err() || crate::secrets::check(&secrets).is_err() {
+    pub(super) fn announced(&mut self, connection: ConnectionId, secrets: Vec<SecretEntry>, values: &[String]) {
+        if self.hold(connection).is_err() {
             return;
         }
-        self.register_secrets(&secrets);
-        for value in &values {
-            self.redactor.register(value, Nature::Credential);
+        let known = values.iter().try_for_each(|value| self.redactor.register(value, Nature::Credential));
+        if known.is_err() || self.learn_secrets(secrets).is_err() {
+            tracing::warn!(session.id = %self.id(), "the runtime announced secrets that do not fit");
         }
-        self.fillers.add(secrets);
     }
 
-    pub(super) fn register_secrets(&mut self, secrets: &[SecretEntry]) {
+    /// The redactor knows them before anything else does.
+    ///
+    /// # Errors
+    /// `invalid` or `too_large`, without a value; what brought them is refused.
+    pub(super) fn learn_secrets(&mut self, secrets: Vec<SecretEntry>) -> Result<(), Refusal> {
         for value in secrets.iter().flat_map(|entry| entry.fields.values()) {
-            self.redactor.register(value, Nature::Credential);
+            let registered = self.redactor.register(value, Nature::Credential);
+            registered.map_err(|error| Refusal::new(Code::TooLarge, error.to_string()))?;
         }
+        self.fillers.add(secrets).map_err(invalid)
     }
 
     /// The runtime has closed the session.

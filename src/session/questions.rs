@@ -188,7 +188,9 @@ impl Owner {
                 return Ok(Err(refusal));
             }
         };
-        self.register_answer(id, &answer);
+        if let Err(refusal) = self.register_answer(id, &answer) {
+            return Ok(Err(refusal));
+        }
         let task = self.book.get(id).and_then(|guardrail| guardrail.view.task.clone());
         let secret = self.hands_over_secrets(id, &answer);
         let guardrail = self.book.get_mut(id).expect("just seen");
@@ -208,17 +210,17 @@ impl Owner {
     }
 
     /// Before anything could echo them, the redactor knows the values.
-    fn register_answer(&mut self, id: &str, answer: &Answer) {
-        let Some(guardrail) = self.book.get(id) else { return };
-        for (field, value) in &answer.values {
-            let open = guardrail.view.fields.iter().any(|asked| asked.id == *field && !asked.secret);
-            if !open {
-                self.redactor.register(value, Nature::Credential);
-            }
+    fn register_answer(&mut self, id: &str, answer: &Answer) -> Result<(), Refusal> {
+        let Some(guardrail) = self.book.get(id) else { return Ok(()) };
+        let plain = |field: &String| guardrail.view.fields.iter().any(|asked| asked.id == *field && !asked.secret);
+        let values = answer.values.iter().filter(|(field, _)| !plain(field)).map(|(_, value)| value);
+        let natures = values.map(|value| (value, Nature::Credential));
+        let text = answer.text.iter().map(|text| (text, Nature::FreeText));
+        for (value, nature) in natures.chain(text) {
+            let registered = self.redactor.register(value, nature);
+            registered.map_err(|error| Refusal::new(Code::TooLarge, error.to_string()))?;
         }
-        if let Some(text) = &answer.text {
-            self.redactor.register(text, Nature::FreeText);
-        }
+        Ok(())
     }
 
     fn hands_over_secrets(&self, id: &str, answer: &Answer) -> bool {
