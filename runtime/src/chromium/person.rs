@@ -73,31 +73,29 @@ mod tests {
 
     use super::*;
 
-    fn is(action: &Value, expected: Option<Interaction<'_>>) -> bool {
-        understand(action.as_object().unwrap()) == expected
+    fn action(value: Value) -> Map<String, Value> {
+        let Value::Object(action) = value else { panic!("an action is an object") };
+        action
     }
 
     #[test]
     fn clicks_are_taken_in_page_pixels_and_only_inside_the_page() {
-        assert!(is(
-            &json!({"type": "CLICK", "x": 512, "y": 300.5}),
-            Some(Interaction::Click { x: 512.0, y: 300.5, count: 1 })
-        ));
-        assert!(is(
-            &json!({"type": "DOUBLE_CLICK", "x": 0, "y": 0}),
-            Some(Interaction::Click { x: 0.0, y: 0.0, count: 2 })
-        ));
-        assert!(is(&json!({"type": "CLICK", "x": 512, "y": 600}), None));
-        assert!(is(&json!({"type": "CLICK", "x": -1, "y": 3}), None));
-        assert!(is(&json!({"type": "CLICK", "x": "512", "y": 3}), None));
+        let click = action(json!({"type": "CLICK", "x": 512, "y": 300.5}));
+        assert!(understand(&click) == Some(Interaction::Click { x: 512.0, y: 300.5, count: 1 }));
+        let double = action(json!({"type": "DOUBLE_CLICK", "x": 0, "y": 0}));
+        assert!(understand(&double) == Some(Interaction::Click { x: 0.0, y: 0.0, count: 2 }));
+        for (x, y) in [(json!(512), json!(600)), (json!(-1), json!(3)), (json!("512"), json!(3))] {
+            assert!(understand(&action(json!({"type": "CLICK", "x": x, "y": y}))).is_none());
+        }
     }
 
     #[test]
     fn keys_and_text_are_taken_as_they_are() {
-        assert!(is(&json!({"type": "KEY_PRESS", "key": "Enter"}), Some(Interaction::Press { key: "Enter" })));
-        let typed = Interaction::Type { text: "hello", rest: Duration::ZERO };
-        assert!(is(&json!({"type": "TYPE", "text": "hello"}), Some(typed)));
-        assert!(is(&json!({"type": "TYPE", "text": "x".repeat(TEXT_MAX + 1)}), None));
-        assert!(is(&json!({"type": "DANCE"}), None));
+        let key = action(json!({"type": "KEY_PRESS", "key": "Enter"}));
+        assert!(understand(&key) == Some(Interaction::Press { key: "Enter" }));
+        let text = action(json!({"type": "TYPE", "text": "hello"}));
+        assert!(understand(&text) == Some(Interaction::Type { text: "hello", rest: Duration::ZERO }));
+        assert!(understand(&action(json!({"type": "TYPE", "text": "x".repeat(TEXT_MAX + 1)}))).is_none());
+        assert!(understand(&action(json!({"type": "DANCE"}))).is_none());
     }
 }

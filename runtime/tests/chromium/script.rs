@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    path::PathBuf,
+    io::Write,
     sync::{Mutex, MutexGuard},
     time::Duration,
 };
@@ -28,9 +28,10 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) async fn set() -> Option<Self> {
-        let wanted = PathBuf::from("/usr/bin/chromium");
-        let Ok(executable) = find_chromium(wanted.is_file().then_some(&*wanted)) else {
-            println!("SKIPPED: no Chromium is installed (apt-get install chromium)");
+        let Ok(executable) = find_chromium(None) else {
+            // Written past the test harness, which keeps what passing tests print to itself.
+            let mut out = std::io::stderr();
+            writeln!(out, "SKIPPED: no Chromium is installed (apt-get install chromium)").unwrap();
             return None;
         };
         let shop = Shop::start().await.unwrap();
