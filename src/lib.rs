@@ -3,6 +3,8 @@
 pub mod control;
 pub mod engine;
 pub mod ids;
+pub mod notifier;
+pub mod outbox;
 pub mod reach_out;
 pub mod sabotage;
 pub mod watch;
