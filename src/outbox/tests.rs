@@ -425,6 +425,33 @@ async fn run_script(script: &[Act], failing_per_mille: u32, seed: u64) -> (Vec<(
     (target.seen(), state)
 }
 
+/// Kills the process after each of the times, wherever it stands, and starts the next; two run at once in the end.
+async fn run_crashes(
+    script: &[Act],
+    crashes_at_ms: &[u64],
+    failing_per_mille: u32,
+    seed: u64,
+) -> (Vec<(Message, Act)>, Option<NoticeState>) {
+    let faults = Arc::new(Faults::default());
+    faults.failing_per_mille.store(failing_per_mille, Ordering::Relaxed);
+    faults.delay_us.store(3_000_000, Ordering::Relaxed);
+    let engine: Arc<dyn Engine> = Arc::new(FaultyEngine::new(memory(), faults, seed));
+    let (target, owner) = (Target::new(script, Act::Confirm), Owner::new(Verdict::Send));
+    let mut running = Running::start(&engine, &[("t", &target)], &owner);
+    while running.outbox.queue(draft("t")).await.is_err() {}
+    for after_ms in crashes_at_ms {
+        tokio::time::sleep(Duration::from_millis(*after_ms)).await;
+        running.crash().await;
+        running = Running::start(&engine, &[("t", &target)], &owner);
+    }
+    let other = Running::start(&engine, &[("t", &target)], &owner);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let state = other.outbox.state(&key("t")).await.unwrap();
+    running.crash().await;
+    other.crash().await;
+    (target.seen(), state)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
@@ -460,5 +487,23 @@ proptest! {
         prop_assert!(seen.iter().all(|(message, _)| message.id == seen[0].0.id));
         let arrived = |repeat: bool| seen.iter().filter(|(m, act)| m.repeat == repeat && *act != Act::Refuse).count();
         prop_assert!(arrived(true) <= 1 && arrived(false) <= 1);
+    }
+
+    #[test]
+    fn a_crash_at_any_moment_costs_at_most_one_repeat(
+        script in prop::collection::vec(
+            prop_oneof![Just(Act::Refuse), Just(Act::Refuse), Just(Act::Unknown), Just(Act::Hang)],
+            0..4,
+        ),
+        crashes_at_ms in prop::collection::vec(0_u64..50_000, 1..5),
+        failing_per_mille in 0_u32..600,
+        seed: u64,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let (seen, state) = runtime.block_on(run_crashes(&script, &crashes_at_ms, failing_per_mille, seed));
+        let arrived = |repeat: bool| seen.iter().filter(|(m, act)| m.repeat == repeat && *act != Act::Refuse).count();
+        prop_assert!(arrived(true) <= 1 && arrived(false) <= 1, "{:?}", seen);
+        prop_assert!(matches!(state, Some(NoticeState::Confirmed | NoticeState::GivenUp)), "{:?}", state);
+        prop_assert!(seen.iter().all(|(message, _)| message.id == seen[0].0.id));
     }
 }
