@@ -1,0 +1,328 @@
+//! One look at one notice: read, ask whether it is still wanted, lease, send, write down what came of it.
+//!
+//! The order carries the promises. The lease is written before the first byte is sent, so that a crash is found as an
+//! unknown outcome; nothing is asked or sent again before the outcome is written; and an engine that fails in between
+//! is asked until it answers, because forgetting an outcome means sending twice.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    NoticeKey, NoticeState, OutboxStats, OutboxTimes, Owners, Shared, Verdict, decoded, due,
+    record::{LONGEST_WAIT, Notice},
+    schedule::Due,
+    wall_ms,
+};
+use crate::{
+    engine::{EngineError, RecordKey, Version},
+    ids::{time_ordered_id, up_to},
+    notifier::{Delivery, Message},
+    sabotage::{self, Guard},
+};
+
+/// An owner that does not answer for this long is asked again later.
+const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The shortest wait after a verdict, so that a confused owner costs no processor.
+const LOOK_AGAIN_MIN: Duration = Duration::from_millis(50);
+const ENGINE_WAIT_FIRST: Duration = Duration::from_millis(100);
+const ENGINE_WAIT_LONGEST: Duration = Duration::from_secs(5);
+
+/// How the dispatcher ends its attempts.
+#[derive(Clone, Default)]
+pub(super) struct Stop {
+    /// Nothing new is sent.
+    pub(super) soft: CancellationToken,
+    /// What is being sent counts as unknown.
+    pub(super) hard: CancellationToken,
+}
+
+pub(super) struct Attempt {
+    pub(super) shared: Arc<Shared>,
+    pub(super) owners: Arc<dyn Owners>,
+    pub(super) stop: Stop,
+    name: RecordKey,
+    key: Option<NoticeKey>,
+    /// Marks this attempt's lease. Found in the record before anything was sent, it says that a write which seemed to
+    /// fail has happened.
+    token: String,
+}
+
+/// What an attempt is about, as it was when it began.
+struct Sending {
+    message: Message,
+    /// It asks, as opposed to saying how it ended.
+    asks: bool,
+    attempt: u32,
+}
+
+impl Sending {
+    fn of(notice: &Notice) -> Self {
+        Self { message: notice.message(), asks: notice.asks(), attempt: notice.current().attempts }
+    }
+}
+
+/// How one pass over the record ended.
+enum Pass {
+    /// Nothing more to do now; when to look again.
+    Done(Option<Due>),
+    /// The record is leased to this attempt at this version.
+    Leased(Box<Notice>, Version),
+}
+
+impl Attempt {
+    pub(super) fn new(shared: Arc<Shared>, owners: Arc<dyn Owners>, stop: Stop, name: RecordKey) -> Self {
+        Self { shared, owners, stop, name, key: None, token: time_ordered_id() }
+    }
+
+    /// Works on the notice once. Dropped while sending, it leaves a lease that is later found to have run out.
+    pub(super) async fn run(mut self, due: Due) -> Option<Due> {
+        let mut wait = ENGINE_WAIT_FIRST;
+        loop {
+            match self.prepare(&due).await {
+                Ok(Pass::Done(next)) => return next,
+                Ok(Pass::Leased(notice, version)) => return self.send(*notice, version).await,
+                Err(EngineError::Conflict { .. }) => {}
+                Err(error) => {
+                    tracing::warn!(session.id = %self.name.session, error = %error, "the engine keeps a notice waiting");
+                    tokio::select! {
+                        biased;
+                        () = self.stop.soft.cancelled() => return None,
+                        () = tokio::time::sleep(wait) => {}
+                    }
+                    wait = (wait * 2).min(ENGINE_WAIT_LONGEST);
+                }
+            }
+        }
+    }
+
+    /// Everything up to the lease. Errors and conflicts have sent nothing: call again.
+    async fn prepare(&mut self, known: &Due) -> Result<Pass, EngineError> {
+        let Some((version, bytes)) = self.shared.engine.get(self.name.clone()).await? else {
+            return Ok(Pass::Done(None));
+        };
+        let Some(mut notice) = decoded(&self.name, &bytes) else { return Ok(Pass::Done(None)) };
+        self.key = Some(notice.key(self.name.session));
+        let mine = notice.is_leased_by(&self.token);
+        let next = due(&notice, version);
+        match &next {
+            None => return Ok(Pass::Done(None)),
+            // Somebody moved it since its time was computed.
+            Some(next) if !mine && version != known.version && next.at > Instant::now() => {
+                return Ok(Pass::Done(Some(next.clone())));
+            }
+            Some(_) => {}
+        }
+        if notice.is_leased() && !mine {
+            return self.take_for_dead(notice, version).await;
+        }
+        if let Some(pass) = self.unwanted(&mut notice, version, mine).await? {
+            return Ok(pass);
+        }
+        if self.stop.soft.is_cancelled() {
+            return Ok(Pass::Done(None));
+        }
+        if mine {
+            return Ok(Pass::Leased(Box::new(notice), version));
+        }
+        notice.lease(&self.token, self.shared.times.lease);
+        let version = self.put(version, &notice).await?;
+        Ok(Pass::Leased(Box::new(notice), version))
+    }
+
+    /// The lease has not changed for its whole length: its holder died while sending, or is about to find out.
+    async fn take_for_dead(&self, mut notice: Notice, version: Version) -> Result<Pass, EngineError> {
+        let outcome = Delivery::Unknown { error: "whoever sent it stopped before its outcome was known".to_owned() };
+        let sending = Sending::of(&notice);
+        let state = notice.settle(&outcome, wall_ms(), Duration::ZERO);
+        let version = self.put(version, &notice).await?;
+        self.tell(&sending, &outcome, state).await;
+        Ok(Pass::Done(due(&notice, version)))
+    }
+
+    /// Asks the owner whether a notice is still wanted; an update is, until it is too old.
+    async fn unwanted(&self, notice: &mut Notice, version: Version, mine: bool) -> Result<Option<Pass>, EngineError> {
+        let key = notice.key(self.name.session);
+        if !notice.asks() {
+            let age = Duration::from_millis(wall_ms().saturating_sub(notice.current().at_ms));
+            if age <= self.shared.times.retention {
+                return Ok(None);
+            }
+            notice.give_update_up();
+            self.put(version, notice).await?;
+            tracing::warn!(notice.id = notice.current().id, notice.target = key.target, "update given up, too old");
+            return Ok(Some(Pass::Done(None)));
+        }
+        match self.recheck(&key).await {
+            Verdict::Send => Ok(None),
+            Verdict::LookAgain(wait) => {
+                let mut at_version = version;
+                if mine {
+                    notice.release();
+                    at_version = self.put(version, notice).await?;
+                }
+                let at = Instant::now() + wait.max(LOOK_AGAIN_MIN);
+                Ok(Some(Pass::Done(Some(Due { at, version: at_version, target: key.target.into() }))))
+            }
+            Verdict::Drop => {
+                notice.drop_opened();
+                let version = self.put(version, notice).await?;
+                tracing::info!(
+                    notice.id = notice.opened.id,
+                    notice.target = key.target,
+                    "notice dropped, no longer wanted"
+                );
+                self.settled(&key, NoticeState::Dropped).await;
+                Ok(Some(Pass::Done(due(notice, version))))
+            }
+        }
+    }
+
+    async fn recheck(&self, key: &NoticeKey) -> Verdict {
+        if sabotage::is_off(Guard::Recheck) {
+            return Verdict::Send;
+        }
+        match timeout(OWNER_TIMEOUT, self.owners.recheck(key)).await {
+            Ok(verdict) => verdict,
+            Err(_) => {
+                tracing::warn!(session.id = %key.session, "the session's owner does not say whether to send a notice");
+                Verdict::LookAgain(Duration::from_secs(1))
+            }
+        }
+    }
+
+    async fn send(&self, notice: Notice, version: Version) -> Option<Due> {
+        let sending = Sending::of(&notice);
+        let outcome = self.deliver(&notice.target, &sending.message).await;
+        let (state, notice, version) = self.keep(notice, version, &sending, &outcome).await?;
+        if let Some(state) = state {
+            self.tell(&sending, &outcome, state).await;
+        }
+        due(&notice, version)
+    }
+
+    async fn deliver(&self, target: &str, message: &Message) -> Delivery {
+        let Some(notifier) = self.shared.notifiers.get(target) else {
+            let error = "no notifier is configured for this target".to_owned();
+            return Delivery::Refused { error, retry_after: Some(self.shared.times.retry_longest) };
+        };
+        let unknown = |error: &str| Delivery::Unknown { error: error.to_owned() };
+        let attempt = AssertUnwindSafe(async { notifier.send(message).await }).catch_unwind();
+        tokio::select! {
+            biased;
+            result = timeout(self.shared.times.lease / 2, attempt) => match result {
+                Ok(Ok(delivery)) => delivery,
+                Ok(Err(_)) => unknown("the notifier broke while sending"),
+                Err(_) => unknown("the notifier took too long"),
+            },
+            () = self.stop.hard.cancelled() => unknown("the gateway stopped while sending"),
+        }
+    }
+
+    /// Writes the outcome, however long the engine takes. Returns the state that it led to (`None`: it changed
+    /// nothing, the lease was lost) and the record as it now is; `None` when there is no record any more.
+    async fn keep(
+        &self,
+        mut notice: Notice,
+        mut version: Version,
+        sending: &Sending,
+        outcome: &Delivery,
+    ) -> Option<(Option<NoticeState>, Notice, Version)> {
+        let mut wait = ENGINE_WAIT_FIRST;
+        let mut state = None;
+        let retry = wait_after(&self.shared.times, sending.attempt, outcome);
+        loop {
+            if notice.is_leased_by(&self.token) {
+                state = Some(notice.settle(outcome, wall_ms(), retry));
+            } else if *outcome == Delivery::Confirmed && notice.confirm_late(&sending.message.id) {
+                state = Some(NoticeState::Confirmed);
+            } else {
+                // Nothing left to write: either an earlier try of this loop has, or the lease was lost.
+                return Some((state, notice, version));
+            }
+            match self.put(version, &notice).await {
+                Ok(written) => return Some((state, notice, written)),
+                Err(EngineError::Conflict { .. }) => state = None,
+                Err(error) => {
+                    tracing::warn!(notice.id = sending.message.id, error = %error, "the outcome of a notice cannot be written yet");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(ENGINE_WAIT_LONGEST);
+                }
+            }
+            (version, notice) = self.read_until_it_answers().await?;
+        }
+    }
+
+    async fn read_until_it_answers(&self) -> Option<(Version, Notice)> {
+        let mut wait = ENGINE_WAIT_FIRST;
+        loop {
+            match self.shared.read(&self.name).await {
+                Ok(found) => return found,
+                Err(_) => tokio::time::sleep(wait).await,
+            }
+            wait = (wait * 2).min(ENGINE_WAIT_LONGEST);
+        }
+    }
+
+    async fn put(&self, version: Version, notice: &Notice) -> Result<Version, EngineError> {
+        self.shared.engine.put(self.name.clone(), Some(version), notice.encode()).await
+    }
+
+    /// Counts and logs an outcome, and tells the owner of a notice that asks.
+    async fn tell(&self, sending: &Sending, outcome: &Delivery, state: NoticeState) {
+        self.count(sending.asks, outcome, state);
+        let error = match outcome {
+            Delivery::Confirmed => None,
+            Delivery::Refused { error, .. } | Delivery::Unknown { error } => Some(error.as_str()),
+        };
+        let key = self.key.as_ref();
+        tracing::info!(
+            notice.id = sending.message.id,
+            notice.target = key.map(|key| key.target.as_str()),
+            state = state.as_str(),
+            attempt = sending.attempt,
+            repeat = sending.message.repeat,
+            asks = sending.asks,
+            error,
+            "notice attempted"
+        );
+        if let Some(key) = key.filter(|_| sending.asks) {
+            self.settled(key, state).await;
+        }
+    }
+
+    fn count(&self, asks: bool, outcome: &Delivery, state: NoticeState) {
+        let stats = &self.shared.stats;
+        OutboxStats::add(match outcome {
+            Delivery::Confirmed if asks => &stats.confirmed,
+            Delivery::Confirmed => &stats.updates,
+            Delivery::Refused { .. } => &stats.refused,
+            Delivery::Unknown { .. } => &stats.unknown,
+        });
+        match state {
+            NoticeState::Unknown => OutboxStats::add(&stats.repeated),
+            NoticeState::GivenUp if asks => OutboxStats::add(&stats.given_up),
+            _ => {}
+        }
+    }
+
+    async fn settled(&self, key: &NoticeKey, state: NoticeState) {
+        if timeout(OWNER_TIMEOUT, self.owners.settled(key, state)).await.is_err() {
+            tracing::warn!(session.id = %key.session, "the session's owner does not listen to a notice's state");
+        }
+    }
+}
+
+/// Exponential with full jitter, and not before the other end's own wish.
+pub(super) fn wait_after(times: &OutboxTimes, attempts: u32, outcome: &Delivery) -> Duration {
+    let doublings = attempts.saturating_sub(1).min(16);
+    let bound = times.retry_first.saturating_mul(1 << doublings).min(times.retry_longest);
+    let wish = match outcome {
+        // Spread, so that what was refused together does not come back together.
+        Delivery::Refused { retry_after: Some(wish), .. } => wish.saturating_add(up_to(times.retry_first)),
+        _ => Duration::ZERO,
+    };
+    up_to(bound).max(wish).min(LONGEST_WAIT)
+}

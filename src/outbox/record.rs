@@ -1,0 +1,439 @@
+//! A notice as it is stored, and its state machine. Pure: no clock, no IO, no randomness.
+//!
+//! One record holds the message that asks (`opened`) and, once the guardrail has closed, the message that says how
+//! (`update`), so that one compare-and-set moves both. Each of them is a [`Delivery`] and goes the same way:
+//!
+//! ```text
+//! queued ──lease──▶ leased ──confirmed──▶ confirmed
+//!   ▲  ▲               ├─────refused──▶ failed ──lease──▶ leased …
+//!   │  └──repetition 1─┤ unknown, repetition 0
+//!   │                  └ unknown, repetition 1 ──▶ given up
+//!   └── dropped: nobody was told, and nobody needs to be told any more
+//! ```
+//!
+//! **A refusal after an unknown outcome keeps the repeat alive.** An attempt that was refused has reached nobody, so it
+//! cannot be the second time that somebody is asked; to give up there would turn "may have arrived" into a possible
+//! miss, which is worse. So the repeat is tried again until one of its attempts *may have arrived*: confirmed, and the
+//! key is done; unknown, and it is given up. Over all attempts of a key at most two can have reached a person, the
+//! second says that it is a repeat, and both carry one id by which the other end can tell.
+//!
+//! **A lease that ran out is an unknown outcome**, for its holder may have died at any point of sending.
+//!
+//! **A late confirmation holds.** Where a lease was taken for dead and its holder then reports success, the record says
+//! confirmed whatever it said before: a repeat that has not begun is then never sent.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{NoticeKey, NoticeState, NoticeSubject};
+use crate::{
+    ids::{SessionId, time_ordered_id},
+    notifier::{self, Message},
+};
+
+/// The version of the stored form.
+const VERSION: u32 = 1;
+/// No wish of another end and no step of the wall clock makes a notice wait longer.
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Notice {
+    v: u32,
+    pub(super) project: String,
+    subject: Subject,
+    pub(super) target: String,
+    step: u32,
+    pub(super) opened: Delivery,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) update: Option<Delivery>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Subject {
+    Guardrail { id: String, revision: u32 },
+    Result { task: String },
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Delivery {
+    pub(super) id: String,
+    body: Map<String, Value>,
+    #[serde(flatten)]
+    stage: Stage,
+    /// 1 once an outcome was unknown.
+    pub(super) repetition: u8,
+    /// How often a lease was taken.
+    pub(super) attempts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<String>,
+    /// When it was first written, in wall time.
+    pub(super) at_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+enum Stage {
+    Queued,
+    /// `length_ms` is a promise of the holder, counted by whoever finds the lease from when they found it: no two
+    /// clocks are compared.
+    Leased {
+        token: String,
+        length_ms: u64,
+    },
+    Confirmed,
+    Failed {
+        not_before_ms: u64,
+    },
+    GivenUp,
+    Dropped,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DecodeError {
+    #[error("the stored notice has version {0}, which this gateway does not know")]
+    Version(u32),
+    #[error("the stored notice is damaged")]
+    Damaged(#[source] serde_json::Error),
+}
+
+impl Delivery {
+    fn new(mut body: Map<String, Value>, now_ms: u64) -> Self {
+        body.retain(|_, value| !value.is_null());
+        let id = time_ordered_id();
+        Self { id, body, stage: Stage::Queued, repetition: 0, attempts: 0, error: None, at_ms: now_ms }
+    }
+
+    pub(super) fn state(&self) -> NoticeState {
+        match self.stage {
+            Stage::Queued => NoticeState::Queued,
+            Stage::Leased { .. } => NoticeState::Leased,
+            Stage::Confirmed => NoticeState::Confirmed,
+            Stage::Failed { .. } => NoticeState::Failed,
+            Stage::GivenUp => NoticeState::GivenUp,
+            Stage::Dropped => NoticeState::Dropped,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Confirmed | Stage::GivenUp | Stage::Dropped)
+    }
+
+    fn is_leased_by(&self, holder: &str) -> bool {
+        matches!(&self.stage, Stage::Leased { token, .. } if token == holder)
+    }
+
+    fn may_have_arrived(&self) -> bool {
+        self.repetition > 0 || matches!(self.stage, Stage::Confirmed | Stage::GivenUp)
+    }
+
+    /// How long until something is to be done. `None`: never.
+    pub(super) fn due_in(&self, now_ms: u64) -> Option<Duration> {
+        match self.stage {
+            Stage::Queued => Some(Duration::ZERO),
+            Stage::Leased { length_ms, .. } => Some(Duration::from_millis(length_ms)),
+            Stage::Failed { not_before_ms } => {
+                Some(Duration::from_millis(not_before_ms.saturating_sub(now_ms)).min(LONGEST_WAIT))
+            }
+            Stage::Confirmed | Stage::GivenUp | Stage::Dropped => None,
+        }
+    }
+
+    fn message(&self) -> Message {
+        let mut body = self.body.clone();
+        body.insert("id".to_owned(), Value::from(self.id.as_str()));
+        let repeat = self.repetition > 0;
+        if repeat {
+            body.insert("repeat".to_owned(), Value::from(true));
+        }
+        let body = Bytes::from(serde_json::to_vec(&body).expect("JSON has a text"));
+        Message { id: self.id.clone(), body, repeat }
+    }
+}
+
+impl Notice {
+    pub(super) fn new(key: &NoticeKey, project: &str, body: Map<String, Value>, now_ms: u64) -> Self {
+        let subject = match &key.subject {
+            NoticeSubject::Guardrail { id, revision } => Subject::Guardrail { id: id.clone(), revision: *revision },
+            NoticeSubject::Result { task } => Subject::Result { task: task.clone() },
+        };
+        let opened = Delivery::new(body, now_ms);
+        let target = key.target.clone();
+        Self { v: VERSION, project: project.to_owned(), subject, target, step: key.step, opened, update: None }
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            v: u32,
+        }
+        let Versioned { v } = serde_json::from_slice(bytes).map_err(DecodeError::Damaged)?;
+        if v != VERSION {
+            return Err(DecodeError::Version(v));
+        }
+        serde_json::from_slice(bytes).map_err(DecodeError::Damaged)
+    }
+
+    pub(super) fn encode(&self) -> Bytes {
+        Bytes::from(serde_json::to_vec(self).expect("a notice has a JSON form"))
+    }
+
+    pub(super) fn key(&self, session: SessionId) -> NoticeKey {
+        let subject = match &self.subject {
+            Subject::Guardrail { id, revision } => NoticeSubject::Guardrail { id: id.clone(), revision: *revision },
+            Subject::Result { task } => NoticeSubject::Result { task: task.clone() },
+        };
+        NoticeKey { session, subject, target: self.target.clone(), step: self.step }
+    }
+
+    /// The delivery that is to be worked on: the update only after the opened one is over.
+    pub(super) fn current(&self) -> &Delivery {
+        self.update.as_ref().filter(|_| self.opened.is_over()).unwrap_or(&self.opened)
+    }
+
+    fn current_mut(&mut self) -> &mut Delivery {
+        self.update.as_mut().filter(|_| self.opened.is_over()).unwrap_or(&mut self.opened)
+    }
+
+    /// Whether the message that asks is still to be sent, as opposed to the one that says how it ended.
+    pub(super) fn asks(&self) -> bool {
+        !self.opened.is_over()
+    }
+
+    pub(super) fn due_in(&self, now_ms: u64) -> Option<Duration> {
+        self.current().due_in(now_ms)
+    }
+
+    pub(super) fn message(&self) -> Message {
+        self.current().message()
+    }
+
+    pub(super) fn is_leased_by(&self, token: &str) -> bool {
+        self.current().is_leased_by(token)
+    }
+
+    pub(super) fn is_leased(&self) -> bool {
+        matches!(self.current().stage, Stage::Leased { .. })
+    }
+
+    pub(super) fn lease(&mut self, token: &str, length: Duration) {
+        let length_ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+        let delivery = self.current_mut();
+        delivery.stage = Stage::Leased { token: token.to_owned(), length_ms };
+        delivery.attempts += 1;
+    }
+
+    /// Gives a lease back under which nothing was sent.
+    pub(super) fn release(&mut self) {
+        let delivery = self.current_mut();
+        delivery.stage = Stage::Queued;
+        delivery.attempts -= 1;
+    }
+
+    /// It is no longer to be sent. What may have arrived before stays known by `repetition`.
+    pub(super) fn drop_opened(&mut self) {
+        self.opened.stage = Stage::Dropped;
+    }
+
+    /// The update is too old to be of use.
+    pub(super) fn give_update_up(&mut self) {
+        if let Some(update) = &mut self.update {
+            update.stage = Stage::GivenUp;
+        }
+    }
+
+    /// Writes what came of the leased delivery. `wait` is how long a refused one waits.
+    pub(super) fn settle(&mut self, outcome: &notifier::Delivery, now_ms: u64, wait: Duration) -> NoticeState {
+        let closed = self.asks() && self.update.is_some();
+        let delivery = self.current_mut();
+        let (stage, error, state) = match outcome {
+            notifier::Delivery::Confirmed => (Stage::Confirmed, None, NoticeState::Confirmed),
+            notifier::Delivery::Refused { error, .. } if closed => (Stage::Dropped, Some(error), NoticeState::Dropped),
+            notifier::Delivery::Refused { error, .. } => {
+                let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                (Stage::Failed { not_before_ms: now_ms.saturating_add(wait_ms) }, Some(error), NoticeState::Failed)
+            }
+            // A closed question is not asked again, also not as a repeat.
+            notifier::Delivery::Unknown { error } if closed || delivery.repetition > 0 => {
+                (Stage::GivenUp, Some(error), NoticeState::GivenUp)
+            }
+            notifier::Delivery::Unknown { error } => {
+                delivery.repetition = 1;
+                (Stage::Queued, Some(error), NoticeState::Unknown)
+            }
+        };
+        delivery.stage = stage;
+        delivery.error = error.cloned();
+        if closed && !self.opened.may_have_arrived() {
+            self.update = None;
+        }
+        state
+    }
+
+    /// Success was reported under a lease that had been taken for dead. `false`: it was known already.
+    pub(super) fn confirm_late(&mut self, delivery_id: &str) -> bool {
+        let sent = [Some(&mut self.opened), self.update.as_mut()].into_iter().flatten().find(|d| d.id == delivery_id);
+        match sent {
+            Some(delivery) if delivery.stage != Stage::Confirmed => {
+                delivery.stage = Stage::Confirmed;
+                delivery.error = None;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The guardrail's revision closed. `false`: nothing changes.
+    pub(super) fn close(&mut self, body: &Map<String, Value>, now_ms: u64) -> bool {
+        if self.update.is_some() {
+            return false;
+        }
+        let waits = matches!(self.opened.stage, Stage::Queued | Stage::Failed { .. });
+        if waits {
+            self.drop_opened();
+        }
+        // Under way: its outcome will say whether there is anything to update.
+        let may_be_there = self.opened.may_have_arrived() || matches!(self.opened.stage, Stage::Leased { .. });
+        if may_be_there {
+            self.update = Some(Delivery::new(body.clone(), now_ms));
+        }
+        waits || may_be_there
+    }
+}
+
+/// The name of a notice's record in its session: the parts of the key, so that a race has one winner.
+pub(super) fn name(key: &NoticeKey) -> String {
+    let target = escaped(&key.target);
+    match &key.subject {
+        NoticeSubject::Guardrail { id, revision } => format!("g.{}.{revision}.{}.{target}", escaped(id), key.step),
+        NoticeSubject::Result { task } => format!("r.{}.{}.{target}", escaped(task), key.step),
+    }
+}
+
+/// Keeps the parts apart, and to characters that every engine can name a record by.
+fn escaped(part: &str) -> String {
+    let mut out = String::with_capacity(part.len());
+    for byte in part.bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("={byte:02x}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use notifier::Delivery as Sent;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn key(id: &str, target: &str) -> NoticeKey {
+        let subject = NoticeSubject::Guardrail { id: id.to_owned(), revision: 1 };
+        NoticeKey { session: SessionId::random(), subject, target: target.to_owned(), step: 0 }
+    }
+
+    fn notice() -> Notice {
+        let body = serde_json::json!({"type": "guardrail.opened", "task": null});
+        Notice::new(&key("g", "t"), "p", body.as_object().unwrap().clone(), 0)
+    }
+
+    fn leased() -> Notice {
+        let mut notice = notice();
+        notice.lease("me", 30 * SECOND);
+        notice
+    }
+
+    fn refused() -> Sent {
+        Sent::Refused { error: "no".to_owned(), retry_after: None }
+    }
+
+    fn unknown() -> Sent {
+        Sent::Unknown { error: "?".to_owned() }
+    }
+
+    #[test]
+    fn a_stored_notice_comes_back_as_it_was_and_another_version_is_refused() {
+        let mut notice = leased();
+        notice.close(&Map::new(), 5);
+        let bytes = notice.encode();
+        assert_eq!(Notice::decode(&bytes).unwrap().encode(), bytes);
+        let newer = String::from_utf8(bytes.to_vec()).unwrap().replacen("\"v\":1", "\"v\":2", 1);
+        assert!(matches!(Notice::decode(newer.as_bytes()), Err(DecodeError::Version(2))));
+        assert!(matches!(Notice::decode(b"{}"), Err(DecodeError::Damaged(_))));
+    }
+
+    #[test]
+    fn names_keep_parts_apart_whatever_they_hold() {
+        assert_ne!(name(&key("a.1.0.b", "c")), name(&key("a", "b.1.0.c")));
+        assert_eq!(name(&key("a", "chat:ä")), "g.a.1.0.chat=3a=c3=a4");
+    }
+
+    #[test]
+    fn null_members_are_left_out_and_only_the_repeat_says_so() {
+        let mut notice = leased();
+        let id = notice.opened.id.clone();
+        let body: Value = serde_json::from_slice(&notice.message().body).unwrap();
+        assert_eq!(body, serde_json::json!({"type": "guardrail.opened", "id": id}));
+        assert_eq!(notice.settle(&unknown(), 0, SECOND), NoticeState::Unknown);
+        let repeat = notice.message();
+        let body: Value = serde_json::from_slice(&repeat.body).unwrap();
+        assert_eq!(body, serde_json::json!({"type": "guardrail.opened", "id": id, "repeat": true}));
+        assert_eq!((repeat.repeat, repeat.id), (true, id));
+    }
+
+    #[test]
+    fn a_refused_repeat_is_tried_again_and_an_unknown_one_is_given_up() {
+        let mut notice = leased();
+        notice.settle(&unknown(), 0, SECOND);
+        notice.lease("me", SECOND);
+        assert_eq!(notice.settle(&refused(), 1_000, 2 * SECOND), NoticeState::Failed);
+        assert_eq!(notice.due_in(1_000), Some(2 * SECOND));
+        notice.lease("me", SECOND);
+        assert_eq!(notice.settle(&unknown(), 0, SECOND), NoticeState::GivenUp);
+        assert_eq!(notice.due_in(0), None);
+    }
+
+    #[test]
+    fn closing_tells_only_where_the_card_may_be() {
+        let mut never_sent = notice();
+        assert!(never_sent.close(&Map::new(), 0));
+        assert_eq!((never_sent.opened.state(), never_sent.update.is_some()), (NoticeState::Dropped, false));
+
+        let mut unknown_once = leased();
+        unknown_once.settle(&unknown(), 0, SECOND);
+        assert!(unknown_once.close(&Map::new(), 0));
+        assert_eq!((unknown_once.opened.state(), unknown_once.update.is_some()), (NoticeState::Dropped, true));
+        assert!(!unknown_once.close(&Map::new(), 0), "closing twice changes nothing");
+    }
+
+    #[test]
+    fn closing_while_it_is_sent_waits_for_the_outcome() {
+        for (outcome, state, told) in [
+            (Sent::Confirmed, NoticeState::Confirmed, true),
+            (refused(), NoticeState::Dropped, false),
+            (unknown(), NoticeState::GivenUp, true),
+        ] {
+            let mut notice = leased();
+            notice.close(&Map::new(), 0);
+            assert!(notice.asks(), "the update waits");
+            assert_eq!(notice.settle(&outcome, 0, SECOND), state);
+            assert_eq!(notice.due_in(0), told.then_some(Duration::ZERO), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_late_confirmation_cancels_a_repeat_and_is_counted_once() {
+        let mut notice = leased();
+        let id = notice.opened.id.clone();
+        notice.settle(&unknown(), 0, SECOND);
+        assert!(notice.confirm_late(&id));
+        assert_eq!(notice.due_in(0), None);
+        assert!(!notice.confirm_late(&id));
+    }
+}
