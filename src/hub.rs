@@ -44,6 +44,11 @@ impl Signal {
         self.lock().pop()
     }
 
+    /// Wakes the connection although no subscription has anything: somebody spoke for it.
+    pub fn poke(&self) {
+        self.push(u32::MAX);
+    }
+
     fn push(&self, slot: u32) {
         self.lock().push(slot);
         self.notify.notify_one();

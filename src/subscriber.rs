@@ -41,7 +41,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    fn lets_through(&self, kind: &str) -> bool {
+    pub fn lets_through(&self, kind: &str) -> bool {
         self.filter.is_empty() || self.filter.iter().any(|wanted| wanted == kind)
     }
 

@@ -1,0 +1,97 @@
+//! For operators and orchestrators: health, readiness, metrics, and the live page.
+
+use std::sync::atomic::Ordering;
+
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use onlooker_protocol::code::{Code, Refusal};
+use tokio::time::Instant;
+
+use super::{App, Refused, bearer};
+use crate::{config::key::Scope, metrics::Present};
+
+/// The process is there.
+pub async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// It takes sessions and subscribers: the engine answers, and it is not stopping.
+pub async fn readyz(State(app): State<App>) -> Result<&'static str, Refused> {
+    if app.ready.load(Ordering::Acquire) && !app.stopping.is_cancelled() {
+        return Ok("ready\n");
+    }
+    Err(Refused(Refusal::plain(Code::Unavailable).with_retry_after(1000)))
+}
+
+/// In the OpenMetrics text form. With keys it needs one with the scope `admin`.
+pub async fn metrics(State(app): State<App>, headers: axum::http::HeaderMap) -> Result<Response, Refused> {
+    let grant = app.auth.authenticate(bearer(&headers).unwrap_or_default());
+    let grant = grant.map_err(|_| Refusal::plain(Code::Unauthorized))?;
+    super::allowed(&grant, Scope::Admin)?;
+    let services = app.directory.services();
+    let (guardrails_unreached, oldest) = services.unreached.totals(Instant::now());
+    let stats = services.outbox.stats();
+    let counts = [
+        ("queued", &stats.queued),
+        ("confirmed", &stats.confirmed),
+        ("refused", &stats.refused),
+        ("unknown", &stats.unknown),
+        ("repeated", &stats.repeated),
+        ("given_up", &stats.given_up),
+        ("updates", &stats.updates),
+    ];
+    for (state, count) in counts {
+        app.metrics.notices(state, count.load(Ordering::Relaxed));
+    }
+    let text = app.metrics.text(Present {
+        sessions: app.directory.len(),
+        connections: app.connections.load(Ordering::Relaxed),
+        stored_bytes: services.engine.stored_bytes(),
+        guardrails_unreached,
+        oldest_unreached_seconds: oldest.as_secs_f64(),
+    });
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], text).into_response())
+}
+
+/// The live page: static files in the binary. They hold no data, so that they need no key; what they ask for does.
+pub fn dashboard() -> Router<App> {
+    macro_rules! files {
+        ($($path:literal $file:literal $kind:literal;)+) => {
+            Router::new()$(.route($path, get(|| async {
+                file($kind, include_str!(concat!("../../dashboard/", $file)))
+            })))+
+        };
+    }
+    files! {
+        "/" "index.html" "text/html; charset=utf-8";
+        "/style.css" "style.css" "text/css; charset=utf-8";
+        "/icon.svg" "icon.svg" "image/svg+xml";
+        "/app.js" "app.js" "text/javascript; charset=utf-8";
+        "/connection.js" "connection.js" "text/javascript; charset=utf-8";
+        "/state.js" "state.js" "text/javascript; charset=utf-8";
+        "/view.js" "view.js" "text/javascript; charset=utf-8";
+        "/cards.js" "cards.js" "text/javascript; charset=utf-8";
+        "/attention.js" "attention.js" "text/javascript; charset=utf-8";
+    }
+}
+
+const CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; \
+                              connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+fn file(kind: &'static str, text: &'static str) -> Response {
+    let fixed = HeaderValue::from_static;
+    let headers: [(HeaderName, HeaderValue); 5] = [
+        (header::CONTENT_TYPE, fixed(kind)),
+        (header::CONTENT_SECURITY_POLICY, fixed(CONTENT_POLICY)),
+        (header::X_CONTENT_TYPE_OPTIONS, fixed("nosniff")),
+        (header::REFERRER_POLICY, fixed("same-origin")),
+        (header::CACHE_CONTROL, fixed("no-cache")),
+    ];
+    (StatusCode::OK, headers, text).into_response()
+}
