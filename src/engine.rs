@@ -128,7 +128,12 @@ pub trait Engine: Send + Sync + 'static {
     fn append(&self, session: SessionId, batch: Batch) -> BoxFuture<'_, Result<Head, EngineError>>;
 
     /// Records from offset `from` on, in order, below the committed head. Empty at the head.
-    fn read(&self, session: SessionId, from: u64, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Record>, EngineError>>;
+    fn read(
+        &self,
+        session: SessionId,
+        from: u64,
+        limit: ReadLimit,
+    ) -> BoxFuture<'_, Result<Vec<Record>, EngineError>>;
 
     /// The committed head, to be followed. It only moves forward in `next` and `term`.
     fn head(&self, session: SessionId) -> Result<watch::Receiver<Head>, EngineError>;
@@ -137,7 +142,12 @@ pub trait Engine: Send + Sync + 'static {
     fn remove(&self, session: SessionId) -> BoxFuture<'_, Result<(), EngineError>>;
 
     /// Writes a record if it is at the version `seen` (`None`: if there is none), and returns the new version.
-    fn put(&self, key: RecordKey, seen: Option<Version>, value: Bytes) -> BoxFuture<'_, Result<Version, EngineError>>;
+    fn put(
+        &self,
+        key: RecordKey,
+        seen: Option<Version>,
+        value: Bytes,
+    ) -> BoxFuture<'_, Result<Version, EngineError>>;
 
     fn get(&self, key: RecordKey) -> BoxFuture<'_, Result<Option<(Version, Bytes)>, EngineError>>;
 

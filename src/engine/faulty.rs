@@ -82,7 +82,12 @@ impl<E: Engine> Engine for FaultyEngine<E> {
         .boxed()
     }
 
-    fn read(&self, session: SessionId, from: u64, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Record>, EngineError>> {
+    fn read(
+        &self,
+        session: SessionId,
+        from: u64,
+        limit: ReadLimit,
+    ) -> BoxFuture<'_, Result<Vec<Record>, EngineError>> {
         async move {
             self.readable()?;
             self.inner.read(session, from, limit).await
@@ -98,7 +103,12 @@ impl<E: Engine> Engine for FaultyEngine<E> {
         self.inner.remove(session)
     }
 
-    fn put(&self, key: RecordKey, seen: Option<Version>, value: Bytes) -> BoxFuture<'_, Result<Version, EngineError>> {
+    fn put(
+        &self,
+        key: RecordKey,
+        seen: Option<Version>,
+        value: Bytes,
+    ) -> BoxFuture<'_, Result<Version, EngineError>> {
         async move {
             self.before_write().await?;
             self.inner.put(key, seen, value).await
