@@ -165,6 +165,12 @@ impl Task {
         stillness.wait_for(|s| !s.held()).await.expect("the session that is borrowed here holds the sender");
     }
 
+    /// Waits until [`Self::ready`] would wait.
+    pub async fn held(&self) {
+        let mut stillness = self.session.stillness.subscribe();
+        stillness.wait_for(|s| s.held()).await.expect("the session that is borrowed here holds the sender");
+    }
+
     /// The next input of a person to the session's browser. The last 256 that nobody asked for are kept; those from
     /// before the task are not.
     pub async fn interaction(&self) -> Map<String, Value> {

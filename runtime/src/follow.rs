@@ -17,8 +17,11 @@ use onlooker_protocol::{
     subscriber::{AuthNeed, GatewayToSubscriber, Subscribe, SubscriberToGateway},
 };
 use serde_json::Value;
-use tokio::time::{Instant, sleep_until, timeout};
-use tokio_tungstenite::tungstenite::Message;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_tungstenite::tungstenite::{
+    Message,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
 use tracing::{debug, warn};
 use url::Url;
 
@@ -36,7 +39,7 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// What a subscriber gets. Pings and hellos are answered here and not shown.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Frame {
-    Text(Box<GatewayToSubscriber>),
+    Text(GatewayToSubscriber),
     Picture(ShownPicture, Bytes),
 }
 
@@ -63,7 +66,7 @@ struct Subscription {
 
 enum Link {
     Down { until: Instant },
-    Up { socket: Box<Socket>, since: Instant, silence_max: Duration },
+    Up { socket: Box<Socket>, since: Instant, heard: Instant, silence_max: Duration },
     Over,
 }
 
@@ -154,7 +157,8 @@ impl Follow {
             if self.flush().await.is_ok()
                 && let Link::Up { socket, .. } = &mut self.link
             {
-                let _ = socket.close(None).await;
+                let frame = CloseFrame { code: CloseCode::Normal, reason: Default::default() };
+                let _ = socket.send(Message::Close(Some(frame))).await;
                 while let Some(Ok(_)) = socket.next().await {}
             }
         };
@@ -164,9 +168,11 @@ impl Follow {
     /// Sends what waits, then reads one frame. `None` is a frame that is not shown.
     async fn exchange(&mut self) -> Result<Option<Frame>, SocketError> {
         self.flush().await?;
-        let Link::Up { socket, silence_max, .. } = &mut self.link else { return Ok(None) };
-        let message = timeout(*silence_max, socket.next()).await;
-        match message.map_err(|_| SocketError::lost("the gateway is silent"))? {
+        let Link::Up { socket, heard, silence_max, .. } = &mut self.link else { return Ok(None) };
+        let message = timeout_at(*heard + *silence_max, socket.next()).await;
+        let message = message.map_err(|_| SocketError::lost("the gateway is silent"))?;
+        *heard = Instant::now();
+        match message {
             Some(Ok(Message::Text(text))) => {
                 let unreadable = |_| SocketError::lost("a frame of the gateway cannot be read");
                 Ok(self.take(serde_json::from_str(&text).map_err(unreadable)?))
@@ -265,7 +271,7 @@ impl Follow {
             }
             _ => {}
         }
-        Some(Frame::Text(Box::new(frame)))
+        Some(Frame::Text(frame))
     }
 
     fn resume_after(&mut self, session: &str, position: Position) {
@@ -308,7 +314,8 @@ async fn greet(url: &Url, token: Option<&str>) -> Result<Link, SocketError> {
         socket.send(frame).await.map_err(|error| SocketError::lost(error.to_string()))?;
     }
     let silence_max = Duration::from_millis(ping_every.max(1_000)) * 3;
-    Ok(Link::Up { socket: Box::new(socket), since: Instant::now(), silence_max })
+    let now = Instant::now();
+    Ok(Link::Up { socket: Box::new(socket), since: now, heard: now, silence_max })
 }
 
 fn shown(bytes: &Bytes) -> Result<(ShownPicture, usize), SocketError> {

@@ -114,7 +114,7 @@ enum Ending {
 }
 
 /// What a command asks of the connection.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Applied {
     /// Say how far the commands are applied.
     Done(u64),
@@ -212,7 +212,7 @@ impl Session {
                 NextFrame::Send(message) => return Some(message),
                 NextFrame::TooLarge(event) => {
                     let refusal = Refusal::plain(Code::TooLarge);
-                    state.give_up(&self.id, event, &refusal);
+                    state.give_up(&self.id, &event, &refusal);
                 }
                 NextFrame::Nothing => break,
             }
@@ -277,7 +277,7 @@ impl Session {
             // One more open question would have to wait for those before it, and hold up all events behind it.
             (Code::TooManyGuardrails, _) | (_, ComeBack::Never) => {
                 if let Some(event) = state.window.drop_after(n) {
-                    state.give_up(&self.id, event, refusal);
+                    state.give_up(&self.id, &event, refusal);
                 }
             }
             (_, ComeBack::Now | ComeBack::Later) => {
@@ -480,7 +480,7 @@ impl State {
     }
 
     /// An event that the gateway never takes: says so, and lets nobody wait for what it would have led to.
-    fn give_up(&mut self, session: &str, event: Unnumbered, refusal: &Refusal) {
+    fn give_up(&mut self, session: &str, event: &Unnumbered, refusal: &Refusal) {
         warn!(session.id = session, kind = %event.kind, code = %refusal.code, "an event was refused and is left out");
         match event.kind.as_str() {
             kind::GUARDRAIL_TRIGGER => {
