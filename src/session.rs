@@ -24,7 +24,7 @@ use onlooker_protocol::{
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-pub use directory::{Directory, Services, SessionTimes, Targets, Unreached};
+pub use directory::{Directory, Services, SessionLimits, SessionTimes, Targets, Unreached};
 
 use crate::{
     control::Holder,

@@ -13,7 +13,7 @@ use axum::{
     http::HeaderMap,
     response::Response,
 };
-use connection::{Connection, Ended};
+use connection::{BoardFollowing, Connection, Ended};
 use onlooker_protocol::{
     Code, SUBPROTOCOL, VERSION,
     subscriber::{AuthNeed, GatewayToSubscriber, SubscriberLimits, SubscriberToGateway},
@@ -166,12 +166,13 @@ async fn run(connection: &mut Connection) -> Ended {
             timer.as_mut().reset(deadline);
         }
         let wants_more = connection.wants_more();
+        let (wire, signal, board) = connection.parts();
         let turn = tokio::select! {
             biased;
             () = app.stopping.cancelled() => return Ended::Stopping,
-            turn = connection.wire.turn() => turn,
-            () = connection.signal.wait(), if wants_more => continue,
-            () = connection.board_changed(), if wants_more => continue,
+            turn = wire.turn() => turn,
+            () = signal.wait(), if wants_more => continue,
+            () = BoardFollowing::changed(board), if wants_more => continue,
             () = timer.as_mut() => match connection.on_time(Instant::now()) {
                 Ok(()) => continue,
                 Err(ended) => return ended,

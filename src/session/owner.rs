@@ -72,6 +72,8 @@ pub(super) struct Owner {
     /// Since when nothing has happened here that keeps a session alive.
     pub(super) idle_since: Option<Instant>,
     pub(super) ended_at: Option<Instant>,
+    /// The session has ended, and its room is needed.
+    forget: CancellationToken,
     side_told_at: Option<Instant>,
     /// Who watches or claims may have changed since it was last told.
     pub(super) side_stale: bool,
@@ -221,6 +223,7 @@ impl Owner {
             paused_by_control: false,
             idle_since: None,
             ended_at: None,
+            forget: CancellationToken::new(),
             side_told_at: None,
             side_stale: false,
             next_lapse: None,
@@ -253,6 +256,7 @@ impl Owner {
             let done = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
+                () = self.forget.cancelled() => return,
                 request = self.requests.recv() => match request {
                     Some(request) => self.serve(request).await,
                     None => return,
@@ -618,6 +622,8 @@ impl Owner {
         let _ = self.session.link.command(RuntimeCommand::Terminate);
         self.runtime = RuntimeSide::None;
         self.ended_at = Some(Instant::now());
+        let ended = (self.id(), self.forget.clone());
+        self.services.ended.lock().expect("no holder panics").push_back(ended);
         self.forget_secrets();
         self.services.metrics.sessions_ended.inc();
         tracing::info!(session.id = %self.id(), ?reason, "session ended");

@@ -40,7 +40,7 @@ impl Owner {
         let Publish { publisher, events, unreadable, reply, _bytes } = publish;
         let result = match self.admit(&publisher).await? {
             Ok(()) => match self.take_events(events).await {
-                Ok(()) => unreadable.map_or(Ok(()), |unreadable| Err(unreadable.refusal)),
+                Ok(()) => self.check_unreadable(unreadable),
                 Err(Stop::Refused(refusal)) => Err(refusal),
                 Err(Stop::Lost(lost)) => return Err(lost),
             },
@@ -64,6 +64,17 @@ impl Owner {
             }
         }
         Ok(())
+    }
+
+    /// What could not be read is refused for what is wrong with it only if it was its turn: behind a refused event
+    /// everything else is out of order first.
+    fn check_unreadable(&self, unreadable: Option<crate::ingest::Unreadable>) -> Result<(), Refusal> {
+        let Some(unreadable) = unreadable else { return Ok(()) };
+        let expected = self.log.n + 1;
+        match unreadable.n {
+            Some(n) if n != expected => Err(number_expected(expected)),
+            _ => Err(unreadable.refusal),
+        }
     }
 
     /// Whether the publisher holds the session.
@@ -258,7 +269,7 @@ impl Owner {
 
     /// The runtime no longer has its events from a number on: the log goes on in a new epoch.
     pub(super) async fn numbers_lost(&mut self, connection: ConnectionId, from: u64) -> Result<(), OwnershipLost> {
-        if self.hold(connection).is_err() || from <= self.log.n + 1 {
+        if self.hold(connection).is_err() || from <= self.log.n {
             return Ok(());
         }
         self.services.metrics.epochs_broken.inc();

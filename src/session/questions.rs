@@ -333,7 +333,7 @@ impl Owner {
     }
 
     /// Writes the guardrail's record against the version that this owner saw last.
-    async fn store(&mut self, id: &str) -> Result<(), EngineError> {
+    pub(super) async fn store(&mut self, id: &str) -> Result<(), EngineError> {
         let Some(guardrail) = self.book.get(id) else { return Ok(()) };
         let key = RecordKey { kind: RecordKind::Guardrail, session: self.session.id, name: id.to_owned() };
         let value = serde_json::to_vec(&guardrail.stored()).expect("a record is plain data").into();

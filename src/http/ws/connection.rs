@@ -110,31 +110,31 @@ impl Connection {
         self.wire.waiting() < FILL && self.wire.is_idle()
     }
 
+    /// The wire, and what else the connection waits for: parts that can be waited on at once.
+    pub fn parts(&mut self) -> (&mut Wire, &Signal, Option<&mut BoardFollowing>) {
+        (&mut self.wire, &self.signal, self.board.as_deref_mut())
+    }
+
     /// Asks subscriptions for what they have, until enough waits or nothing is left.
     pub async fn fill(&mut self) -> Result<(), Ended> {
+        // Questions and results shall be proved soon.
+        let mut urgent = false;
         while self.wire.waiting() < FILL {
             let Some(slot) = self.signal.take() else { break };
             let Some(following) = self.followings.get_mut(&slot) else { continue };
             match following.step().await {
-                Ok(step) => self.send_step(slot, step),
+                Ok(step) => {
+                    urgent |= following.take_urgent();
+                    self.send_step(slot, step);
+                }
                 Err(refusal) => self.end_following(slot, &refusal),
             }
         }
         self.fill_from_board();
-        let urgent = self.followings_urgent();
         if urgent {
             self.ping();
         }
         Ok(())
-    }
-
-    /// Whether something was handed out that shall be proved soon. Looks only at what was just sent.
-    fn followings_urgent(&mut self) -> bool {
-        std::mem::take(&mut self.urgent_seen())
-    }
-
-    fn urgent_seen(&mut self) -> bool {
-        self.followings.values_mut().fold(false, |urgent, following| following.take_urgent() | urgent)
     }
 
     fn send_step(&mut self, slot: u32, step: Step) {
@@ -219,14 +219,6 @@ impl Connection {
         }
     }
 
-    /// Resolves when a followed project has changed. Cancel safe.
-    pub async fn board_changed(&mut self) {
-        match self.board.as_mut() {
-            // A board lives as long as its project is known.
-            Some(board) if board.changes.changed().await.is_ok() => {}
-            _ => std::future::pending().await,
-        }
-    }
 
     // --- time ----------------------------------------------------------------------------------------------------
 
@@ -322,6 +314,17 @@ impl Connection {
 
     pub fn into_wire(self) -> Wire {
         self.wire
+    }
+}
+
+impl BoardFollowing {
+    /// Resolves when the followed project has changed; never without one. Cancel safe.
+    pub async fn changed(following: Option<&mut Self>) {
+        let Some(following) = following else { return std::future::pending().await };
+        // A board lives as long as its project is known.
+        if following.changes.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

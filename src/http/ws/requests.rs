@@ -5,7 +5,7 @@ use std::time::Duration;
 use onlooker_protocol::{
     code::{Code, Refusal},
     subscriber::{
-        Attention, GatewayToSubscriber, PictureLevel, Role, SessionCommand, Subscribe, SubscriberToGateway,
+        Answer, Attention, GatewayToSubscriber, PictureLevel, Role, SessionCommand, Subscribe, SubscriberToGateway,
     },
 };
 use serde_json::{Map, Value, json};
@@ -56,13 +56,7 @@ impl Connection {
             }
             SubscriberToGateway::Pong { id } => self.pong(id),
             SubscriberToGateway::Answer { reference, session, guardrail_id, answer } => {
-                let asked = async {
-                    allowed(&self.grant, Scope::Answer)?;
-                    let session = self.session(&session)?;
-                    let view = in_time(session.answer(guardrail_id, answer, self.actor())).await?;
-                    Ok(Map::from_iter([("guardrail".to_owned(), json!(view))]))
-                };
-                let asked = asked.await;
+                let asked = self.answer(&session, guardrail_id, answer).await;
                 self.reply(reference, asked);
             }
             SubscriberToGateway::Claim { reference, session, guardrail_id, revision, duration } => {
@@ -70,14 +64,7 @@ impl Connection {
                 self.reply(reference, asked);
             }
             SubscriberToGateway::Release { reference, session, guardrail_id, revision } => {
-                let asked = async {
-                    allowed(&self.grant, Scope::Answer)?;
-                    let session = self.session(&session)?;
-                    in_time(session.release(guardrail_id.clone(), revision, self.actor())).await?;
-                    let view = in_time(session.guardrail(guardrail_id)).await?;
-                    Ok(Map::from_iter([("guardrail".to_owned(), json!(view))]))
-                };
-                let asked = asked.await;
+                let asked = self.release(&session, guardrail_id, revision).await;
                 self.reply(reference, asked);
             }
             SubscriberToGateway::Command { reference, session, command } => {
@@ -95,6 +82,21 @@ impl Connection {
             Ok(result) => self.wire.send(&GatewayToSubscriber::Ok { reference, result }),
             Err(refusal) => self.refuse(reference, refusal),
         }
+    }
+
+    async fn answer(&mut self, session: &str, guardrail: String, answer: Answer) -> Asked {
+        allowed(&self.grant, Scope::Answer)?;
+        let session = self.session(session)?;
+        let view = in_time(session.answer(guardrail, answer, self.actor())).await?;
+        Ok(Map::from_iter([("guardrail".to_owned(), json!(view))]))
+    }
+
+    async fn release(&mut self, session: &str, guardrail: String, revision: u32) -> Asked {
+        allowed(&self.grant, Scope::Answer)?;
+        let session = self.session(session)?;
+        in_time(session.release(guardrail.clone(), revision, self.actor())).await?;
+        let view = in_time(session.guardrail(guardrail)).await?;
+        Ok(Map::from_iter([("guardrail".to_owned(), json!(view))]))
     }
 
     async fn claim(&mut self, session: &str, guardrail: String, revision: u32, duration: Option<u64>) -> Asked {

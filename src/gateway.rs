@@ -1,0 +1,267 @@
+//! Builds the parts, owns every task, and drains in order. The only file that knows all modules.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    auth::Auth,
+    config::{Config, ConfigError},
+    control::ControlTimes,
+    engine::{
+        Engine,
+        memory::{MemoryBounds, MemoryEngine},
+    },
+    guardrail::GuardrailRules,
+    http::{self, App, Parts, events::Alive, guard::Guard, listener, tls},
+    hub::Hub,
+    images::ImageBounds,
+    metrics::Metrics,
+    notifier::{
+        Notifier, Notifiers,
+        webhook::{SigningSecret, Webhook, WebhookError},
+    },
+    outbox::{Outbox, OutboxTimes},
+    reach_out::Windows,
+    session::{Directory, Services, SessionLimits, SessionTimes, Targets},
+    watch::WatchTimes,
+};
+
+/// The name of the gateway's own webhook as a target of notices.
+const WEBHOOK: &str = "webhook";
+/// A task's own limit is the runtime's to keep; the gateway's comes this much later.
+const TASK_SLACK: Duration = Duration::from_secs(30);
+/// Distinct guardrail ids in one session's life.
+const GUARDRAIL_IDS: usize = 4096;
+
+/// Why a gateway could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the configuration is wrong: {0}")]
+    Config(#[from] ConfigError),
+    #[error("cannot listen on {address}; is another program using the port?")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("TLS: {0}")]
+    Tls(#[from] tls::TlsError),
+    #[error("the notify webhook: {0}")]
+    Webhook(#[from] WebhookError),
+}
+
+/// A running gateway.
+pub struct Gateway {
+    address: SocketAddr,
+    scheme: &'static str,
+    directory: Directory,
+    app: App,
+    stop: Stop,
+    serving: JoinHandle<listener::Drained>,
+    dispatching: JoinHandle<()>,
+}
+
+/// The tokens that end the parts, in the order in which they are cancelled.
+struct Stop {
+    accepting: CancellationToken,
+    connections: CancellationToken,
+    owners: CancellationToken,
+    hub: CancellationToken,
+    outbox: CancellationToken,
+    /// Connections and streams.
+    tasks: TaskTracker,
+    owner_tasks: TaskTracker,
+    hub_tasks: TaskTracker,
+    drain: Duration,
+}
+
+impl Gateway {
+    /// Starts on the engine that the configuration names.
+    ///
+    /// # Errors
+    /// Nothing is left running, and no port is open.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let engine = Arc::new(MemoryEngine::new(memory_bounds(&config)));
+        Self::start_on(config, engine).await
+    }
+
+    /// Starts on a given engine.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub async fn start_on(config: Config, engine: Arc<dyn Engine>) -> Result<Self, StartError> {
+        config.check()?;
+        // Another part of the process may have installed one: then that one serves.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let tls = match (&config.listen.tls_cert, &config.listen.tls_key) {
+            (Some(certificate), Some(key)) => Some(tls::load(certificate, key)?),
+            _ => None,
+        };
+        let times = outbox_times(&config);
+        let (outbox, dispatcher) = Outbox::new(Arc::clone(&engine), notifiers(&config, times)?, times);
+        let stop = Stop::new(config.times.drain);
+        let listen = |source| StartError::Listen { address: config.listen.address, source };
+        let listener = TcpListener::bind(config.listen.address).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+
+        let services = Arc::new(services(&config, engine, outbox));
+        let directory =
+            Directory::new(Arc::clone(&services), stop.owner_tasks.clone(), stop.owners.clone());
+        let auth = Auth::from_config(&config);
+        let guard = Arc::new(Guard::new(&config.listen, address, auth.is_open()));
+        let limits = listener::ListenerLimits::from(&config);
+        let app = App::new(Parts {
+            directory: directory.clone(),
+            hub: Hub::new(stop.hub_tasks.clone(), stop.hub.clone()),
+            auth,
+            config,
+            metrics: Arc::clone(&services.metrics),
+            guard,
+            alive: Alive::default(),
+            connections: AtomicUsize::new(0),
+            ready: AtomicBool::new(true),
+            stopping: stop.connections.clone(),
+            tasks: stop.tasks.clone(),
+        });
+        let counts = Arc::default();
+        let accepting = stop.accepting.clone();
+        let serving =
+            tokio::spawn(listener::serve(listener, tls, http::router(app.clone()), limits, counts, accepting));
+        let dispatching = tokio::spawn(dispatcher.run(Arc::new(directory.clone()), stop.outbox.clone()));
+        Ok(Self { address, scheme, directory, app, stop, serving, dispatching })
+    }
+
+    /// Where it listens: with port 0 in the configuration, the port that it got.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    /// Sessions that are known now.
+    pub fn sessions(&self) -> usize {
+        self.directory.len()
+    }
+
+    /// Stops in order, each step with a deadline: no new connections; runtimes and subscribers are told, with spread
+    /// delays; the owners end without counting anybody as gone; notices under way finish; the rest ends.
+    pub async fn stop(self) {
+        let Self { stop, serving, dispatching, app, .. } = self;
+        app.ready.store(false, Ordering::Release);
+        stop.accepting.cancel();
+        // First: what follows looks like everybody leaving, and must not be taken for it.
+        stop.outbox.cancel();
+        stop.owners.cancel();
+        stop.connections.cancel();
+        stop.tasks.close();
+        stop.owner_tasks.close();
+        let deadline = Instant::now() + stop.drain;
+        let _ = tokio::time::timeout_at(deadline, stop.tasks.wait()).await;
+        let _ = tokio::time::timeout_at(deadline, stop.owner_tasks.wait()).await;
+        let _ = tokio::time::timeout_at(deadline, dispatching).await;
+        stop.hub.cancel();
+        stop.hub_tasks.close();
+        let _ = tokio::time::timeout_at(deadline, stop.hub_tasks.wait()).await;
+        match tokio::time::timeout_at(deadline + Duration::from_secs(1), serving).await {
+            Ok(Ok(drained)) if drained.left > 0 => tracing::warn!(left = drained.left, "connections were cut off"),
+            Ok(_) => {}
+            Err(_) => tracing::warn!("connections did not end in time"),
+        }
+    }
+}
+
+impl Stop {
+    fn new(drain: Duration) -> Self {
+        Self {
+            accepting: CancellationToken::new(),
+            connections: CancellationToken::new(),
+            owners: CancellationToken::new(),
+            hub: CancellationToken::new(),
+            outbox: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            owner_tasks: TaskTracker::new(),
+            hub_tasks: TaskTracker::new(),
+            drain,
+        }
+    }
+}
+
+/// What the memory engine keeps under this configuration.
+pub fn memory_bounds(config: &Config) -> MemoryBounds {
+    let limits = &config.limits;
+    MemoryBounds {
+        log_records: limits.log_events,
+        log_bytes: limits.log_bytes,
+        total_bytes: limits.log_bytes_total as u64,
+    }
+}
+
+fn outbox_times(config: &Config) -> OutboxTimes {
+    OutboxTimes { retention: config.times.retention, ..OutboxTimes::default() }
+}
+
+fn notifiers(config: &Config, times: OutboxTimes) -> Result<Notifiers, WebhookError> {
+    let mut by_target: HashMap<String, Arc<dyn Notifier>> = HashMap::new();
+    if let Some(webhook) = &config.reach_out.notify_webhook {
+        let secrets = webhook.secret.iter().map(|secret| SigningSecret::parse(secret.expose()));
+        let secrets = secrets.collect::<Result<Vec<_>, _>>()?;
+        let url = webhook.url.expose().parse().expect("checked by the configuration");
+        let notifier = Webhook::new(url, secrets, times.webhook_timeout)?;
+        by_target.insert(WEBHOOK.to_owned(), Arc::new(notifier));
+    }
+    Ok(Notifiers::new(by_target))
+}
+
+fn services(config: &Config, engine: Arc<dyn Engine>, outbox: Outbox) -> Services {
+    let (limits, times) = (&config.limits, &config.times);
+    Services {
+        engine,
+        boards: Default::default(),
+        runtimes: Default::default(),
+        outbox,
+        targets: Targets { fallback: config.reach_out.notify_webhook.as_ref().map(|_| WEBHOOK.to_owned()) },
+        unreached: Default::default(),
+        metrics: Arc::new(Metrics::new()),
+        guardrails: GuardrailRules {
+            open: limits.open_guardrails,
+            ids: GUARDRAIL_IDS,
+            items: limits.guardrail_items,
+            text: limits.guardrail_text_bytes,
+            max_wait: times.guardrail_max_wait,
+            default_answer_allowed: config.guardrails.allow_default_answer.clone(),
+            claim: times.claim,
+            claim_max: times.claim_max,
+            claim_grace: times.grace,
+        },
+        windows: Windows { grace: times.grace, first_look: times.first_look },
+        watch: WatchTimes {
+            live_window: times.live_window,
+            attention_lease: times.attention_lease,
+            poll_window: times.poll_window,
+            remember: times.grace.max(times.first_look),
+        },
+        images: ImageBounds { count: limits.pictures, bytes: limits.picture_bytes },
+        times: SessionTimes {
+            runtime_grace: times.runtime_grace,
+            http_away: times.http_runtime_away,
+            inactivity: times.inactivity,
+            retention: times.retention,
+            sensitive: times.sensitive_window,
+            task_slack: TASK_SLACK,
+            control: ControlTimes { lease: times.control_lease, grace: times.control_grace },
+        },
+        limits: SessionLimits { sessions: limits.sessions, queued_tasks: limits.queued_tasks },
+        start_grace_until: Instant::now() + times.start_grace,
+        ended: Mutex::default(),
+    }
+}
