@@ -119,6 +119,9 @@ pub enum EngineError {
     Unavailable(#[source] Option<Box<dyn std::error::Error + Send + Sync>>),
 }
 
+/// A record as it is listed: its name, its version, its value.
+pub type Stored = (RecordKey, Version, Bytes);
+
 /// The contract. All futures may be dropped at any time: an append or write then has happened wholly or not at all.
 pub trait Engine: Send + Sync + 'static {
     /// Begins a session's log. The head follows with the first append.
@@ -128,12 +131,7 @@ pub trait Engine: Send + Sync + 'static {
     fn append(&self, session: SessionId, batch: Batch) -> BoxFuture<'_, Result<Head, EngineError>>;
 
     /// Records from offset `from` on, in order, below the committed head. Empty at the head.
-    fn read(
-        &self,
-        session: SessionId,
-        from: u64,
-        limit: ReadLimit,
-    ) -> BoxFuture<'_, Result<Vec<Record>, EngineError>>;
+    fn read(&self, session: SessionId, from: u64, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Record>, EngineError>>;
 
     /// The committed head, to be followed. It only moves forward in `next` and `term`.
     fn head(&self, session: SessionId) -> Result<watch::Receiver<Head>, EngineError>;
@@ -142,21 +140,12 @@ pub trait Engine: Send + Sync + 'static {
     fn remove(&self, session: SessionId) -> BoxFuture<'_, Result<(), EngineError>>;
 
     /// Writes a record if it is at the version `seen` (`None`: if there is none), and returns the new version.
-    fn put(
-        &self,
-        key: RecordKey,
-        seen: Option<Version>,
-        value: Bytes,
-    ) -> BoxFuture<'_, Result<Version, EngineError>>;
+    fn put(&self, key: RecordKey, seen: Option<Version>, value: Bytes) -> BoxFuture<'_, Result<Version, EngineError>>;
 
     fn get(&self, key: RecordKey) -> BoxFuture<'_, Result<Option<(Version, Bytes)>, EngineError>>;
 
     /// Every record of a kind, in the order of keys; of one session where given.
-    fn list(
-        &self,
-        kind: RecordKind,
-        session: Option<SessionId>,
-    ) -> BoxFuture<'_, Result<Vec<(RecordKey, Version, Bytes)>, EngineError>>;
+    fn list(&self, kind: RecordKind, session: Option<SessionId>) -> BoxFuture<'_, Result<Vec<Stored>, EngineError>>;
 
     /// Bytes that all logs hold.
     fn stored_bytes(&self) -> u64;

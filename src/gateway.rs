@@ -113,8 +113,7 @@ impl Gateway {
         let scheme = if tls.is_some() { "https" } else { "http" };
 
         let services = Arc::new(services(&config, engine, outbox));
-        let directory =
-            Directory::new(Arc::clone(&services), stop.owner_tasks.clone(), stop.owners.clone());
+        let directory = Directory::new(Arc::clone(&services), stop.owner_tasks.clone(), stop.owners.clone());
         let auth = Auth::from_config(&config);
         let guard = Arc::new(Guard::new(&config.listen, address, auth.is_open()));
         let limits = listener::ListenerLimits::from(&config);

@@ -20,9 +20,7 @@ use onlooker_protocol::{
     code::{Code, Refusal},
     runtime::GuardrailOutcome,
     subscriber::Answer,
-    view::{
-        ClaimView, GuardrailKind, GuardrailState, GuardrailView, OnTimeout, Outcome, Resolution, WhyView,
-    },
+    view::{ClaimView, GuardrailKind, GuardrailState, GuardrailView, OnTimeout, Outcome, Resolution, WhyView},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;

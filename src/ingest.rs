@@ -57,7 +57,39 @@ impl std::fmt::Debug for NewPicture {
 #[derive(Debug)]
 pub struct Unreadable {
     pub n: Option<u64>,
-    pub refusal: Refusal,
+    cause: Cause,
+}
+
+#[derive(Debug)]
+enum Cause {
+    Payload(payload::PayloadError),
+    Refused(Refusal),
+}
+
+impl Unreadable {
+    pub fn new(n: Option<u64>, refusal: Refusal) -> Self {
+        Self { n, cause: Cause::Refused(refusal) }
+    }
+
+    fn payload(text: &str, error: payload::PayloadError) -> Self {
+        #[derive(serde::Deserialize)]
+        struct Numbered {
+            n: u64,
+        }
+        let n = serde_json::from_str::<Numbered>(text).ok().map(|numbered| numbered.n);
+        Self { n, cause: Cause::Payload(error) }
+    }
+
+    /// What the runtime is told. Names and words of the event may be in it, and so may secrets until here.
+    pub fn refusal(self, redactor: &Redactor) -> Refusal {
+        match self.cause {
+            Cause::Payload(error) => error.redacted(redactor).refusal(),
+            Cause::Refused(mut refusal) => {
+                refusal.message = redactor.redact_str(&refusal.message).into_owned();
+                refusal
+            }
+        }
+    }
 }
 
 /// Media types that a picture may have.
@@ -70,12 +102,12 @@ const MEDIA: [&str; 3] = ["image/jpeg", "image/png", "image/webp"];
 pub fn read(text: &str, limits: &IngestLimits) -> Result<Published, Unreadable> {
     let inline_picture = limits.picture / 3 * 4 + 1024;
     let bounds = payload::PayloadLimits { depth: limits.depth, bytes: limits.payload + inline_picture };
-    let value = payload::parse(text, &bounds).map_err(|error| Unreadable { n: None, refusal: error.refusal() })?;
+    let value = payload::parse(text, &bounds).map_err(|error| Unreadable::payload(text, error))?;
     let Value::Object(mut event) = value else {
-        return Err(Unreadable { n: None, refusal: invalid("an event is a JSON object") });
+        return Err(Unreadable::new(None, invalid("an event is a JSON object")));
     };
     let n = event.get("n").and_then(Value::as_u64);
-    from_object(&mut event, text.len(), limits).map_err(|refusal| Unreadable { n, refusal })
+    from_object(&mut event, text.len(), limits).map_err(|refusal| Unreadable::new(n, refusal))
 }
 
 fn from_object(event: &mut Map<String, Value>, size: usize, limits: &IngestLimits) -> Result<Published, Refusal> {
@@ -100,9 +132,9 @@ fn from_object(event: &mut Map<String, Value>, size: usize, limits: &IngestLimit
 /// As for [`read`].
 pub fn read_picture(header: &str, bytes: Bytes, limits: &IngestLimits) -> Result<Published, Unreadable> {
     let bounds = payload::PayloadLimits { depth: limits.depth, bytes: limits.payload };
-    let value = payload::parse(header, &bounds).map_err(|error| Unreadable { n: None, refusal: error.refusal() })?;
+    let value = payload::parse(header, &bounds).map_err(|error| Unreadable::payload(header, error))?;
     let n = value.get("n").and_then(Value::as_u64).filter(|n| *n > 0);
-    let refuse = |refusal| Unreadable { n, refusal };
+    let refuse = |refusal| Unreadable::new(n, refusal);
     let number = n.ok_or_else(|| refuse(invalid("a picture's `n` counts 1, 2, 3 …")))?;
     let media = value.get("media").and_then(Value::as_str).unwrap_or_default();
     let picture = checked_picture(media, bytes, limits).map_err(refuse)?;

@@ -67,9 +67,9 @@ impl RuntimeEntry {
 
     /// Takes a place, if there is one.
     pub fn seat(self: &Arc<Self>) -> Option<Seat> {
-        let taken = self.load.fetch_update(Ordering::AcqRel, Ordering::Acquire, |load| {
-            (load < self.capacity).then_some(load + 1)
-        });
+        let taken = self
+            .load
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |load| (load < self.capacity).then_some(load + 1));
         taken.ok().map(|_| Seat { entry: Arc::clone(self) })
     }
 
@@ -119,9 +119,8 @@ impl Runtimes {
             .filter(|entry| entry.serves(project) && !tried.contains(&entry.connection))
             .map(|entry| Arc::clone(&entry))
             .collect();
-        let share = |entry: &RuntimeEntry| {
-            f64::from(entry.load.load(Ordering::Acquire)) / f64::from(entry.capacity.max(1))
-        };
+        let share =
+            |entry: &RuntimeEntry| f64::from(entry.load.load(Ordering::Acquire)) / f64::from(entry.capacity.max(1));
         candidates.sort_by(|a, b| share(a).total_cmp(&share(b)));
         // Another session may take the last place between looking and taking; then the next one is tried.
         candidates.iter().find_map(RuntimeEntry::seat)
@@ -322,9 +321,8 @@ impl Link {
         }));
         let given = state.given;
         let commands = state.commands.iter().filter(|command| command.number > given);
-        frames.extend(
-            commands.map(|command| GatewayToRuntime::Command { session: session(), command: command.clone() }),
-        );
+        frames
+            .extend(commands.map(|command| GatewayToRuntime::Command { session: session(), command: command.clone() }));
         state.given = state.last;
         if let Some(counts) = state.counts.take() {
             frames.push(GatewayToRuntime::Watchers { session: session(), counts });

@@ -198,10 +198,8 @@ impl Session {
         bytes: OwnedSemaphorePermit,
     ) -> Result<EventsAccepted, Refusal> {
         let publisher = Publisher::Http { claim };
-        self.ask(|reply| {
-            Request::Publish(Publish { publisher, events, unreadable, reply: Some(reply), _bytes: bytes })
-        })
-        .await
+        self.ask(|reply| Request::Publish(Publish { publisher, events, unreadable, reply: Some(reply), _bytes: bytes }))
+            .await
     }
 
     pub async fn claim_session(&self, token: String, commands: u64, seat: Seat) -> Result<(), Refusal> {

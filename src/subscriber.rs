@@ -58,7 +58,10 @@ impl Wanted {
 /// What the surface is to send next.
 pub enum Step {
     /// Events are missing from here on; a snapshot follows.
-    Gap { reason: GapReason, from: Option<Position> },
+    Gap {
+        reason: GapReason,
+        from: Option<Position>,
+    },
     Snapshot(Snapshot),
     /// History before the snapshot. May be empty after filtering.
     Replay(Vec<Record>),
@@ -77,9 +80,13 @@ pub enum Step {
 /// Where a subscription is in its life.
 enum Phase {
     /// To be told of a gap first, if there is a reason.
-    Begin { gap: Option<GapReason> },
+    Begin {
+        gap: Option<GapReason>,
+    },
     /// Handing out what came before the snapshot.
-    Replaying { until: u64 },
+    Replaying {
+        until: u64,
+    },
     Live,
     Ended,
 }

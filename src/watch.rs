@@ -359,8 +359,7 @@ impl Book {
             proofs.max().map(|proved| Watcher { able, proved })
         };
         let lapses = self.entries.values().filter(|entry| entry.counts(now)).filter_map(Entry::counts_until);
-        let windows =
-            self.pollers.values().filter(|poller| poller.in_flight == 0).map(|poller| poller.until);
+        let windows = self.pollers.values().filter(|poller| poller.in_flight == 0).map(|poller| poller.until);
         Presence {
             watchers: [best(true), best(false)].into_iter().flatten().collect(),
             departures: self.departures.clone(),

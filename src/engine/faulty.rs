@@ -16,7 +16,7 @@ use onlooker_protocol::event::Epoch;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::sync::watch;
 
-use super::{Batch, Engine, EngineError, Head, ReadLimit, Record, RecordKey, RecordKind, Version};
+use super::{Batch, Engine, EngineError, Head, ReadLimit, Record, RecordKey, RecordKind, Stored, Version};
 use crate::ids::SessionId;
 
 /// What goes wrong, adjustable while it runs.
@@ -82,12 +82,7 @@ impl<E: Engine> Engine for FaultyEngine<E> {
         .boxed()
     }
 
-    fn read(
-        &self,
-        session: SessionId,
-        from: u64,
-        limit: ReadLimit,
-    ) -> BoxFuture<'_, Result<Vec<Record>, EngineError>> {
+    fn read(&self, session: SessionId, from: u64, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Record>, EngineError>> {
         async move {
             self.readable()?;
             self.inner.read(session, from, limit).await
@@ -103,12 +98,7 @@ impl<E: Engine> Engine for FaultyEngine<E> {
         self.inner.remove(session)
     }
 
-    fn put(
-        &self,
-        key: RecordKey,
-        seen: Option<Version>,
-        value: Bytes,
-    ) -> BoxFuture<'_, Result<Version, EngineError>> {
+    fn put(&self, key: RecordKey, seen: Option<Version>, value: Bytes) -> BoxFuture<'_, Result<Version, EngineError>> {
         async move {
             self.before_write().await?;
             self.inner.put(key, seen, value).await
@@ -124,11 +114,7 @@ impl<E: Engine> Engine for FaultyEngine<E> {
         .boxed()
     }
 
-    fn list(
-        &self,
-        kind: RecordKind,
-        session: Option<SessionId>,
-    ) -> BoxFuture<'_, Result<Vec<(RecordKey, Version, Bytes)>, EngineError>> {
+    fn list(&self, kind: RecordKind, session: Option<SessionId>) -> BoxFuture<'_, Result<Vec<Stored>, EngineError>> {
         async move {
             self.readable()?;
             self.inner.list(kind, session).await

@@ -14,7 +14,7 @@ use futures::future::{self, BoxFuture, FutureExt};
 use onlooker_protocol::event::Epoch;
 use tokio::sync::watch;
 
-use super::{Batch, Engine, EngineError, Head, ReadLimit, Record, RecordKey, RecordKind, Version};
+use super::{Batch, Engine, EngineError, Head, ReadLimit, Record, RecordKey, RecordKind, Stored, Version};
 use crate::{
     ids::SessionId,
     sabotage::{self, Guard},
@@ -146,8 +146,7 @@ pub(super) fn check(head: &Head, batch: &Batch) -> Result<Head, EngineError> {
     {
         return Err(EngineError::NumberExpected { n: head.n });
     }
-    let in_order =
-        batch.records.iter().zip(head.next..).all(|(record, expected)| record.offset == expected);
+    let in_order = batch.records.iter().zip(head.next..).all(|(record, expected)| record.offset == expected);
     if !in_order {
         return Err(EngineError::OffsetExpected { epoch: head.epoch, next: head.next });
     }
@@ -163,10 +162,8 @@ pub(super) fn check(head: &Head, batch: &Batch) -> Result<Head, EngineError> {
 impl Engine for MemoryEngine {
     fn create(&self, session: SessionId, epoch: Epoch, term: u64) -> BoxFuture<'_, Result<(), EngineError>> {
         let head = Head { epoch, term, first: 0, next: 0, n: 0 };
-        let log = Log {
-            content: Mutex::new(Content { records: VecDeque::new(), bytes: 0 }),
-            head: watch::Sender::new(head),
-        };
+        let log =
+            Log { content: Mutex::new(Content { records: VecDeque::new(), bytes: 0 }), head: watch::Sender::new(head) };
         self.logs.entry(session).or_insert_with(|| Arc::new(log));
         future::ready(Ok(())).boxed()
     }
@@ -175,12 +172,7 @@ impl Engine for MemoryEngine {
         future::ready(self.append_now(session, batch)).boxed()
     }
 
-    fn read(
-        &self,
-        session: SessionId,
-        from: u64,
-        limit: ReadLimit,
-    ) -> BoxFuture<'_, Result<Vec<Record>, EngineError>> {
+    fn read(&self, session: SessionId, from: u64, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Record>, EngineError>> {
         future::ready(self.read_now(session, from, limit)).boxed()
     }
 
@@ -196,12 +188,7 @@ impl Engine for MemoryEngine {
         future::ready(Ok(())).boxed()
     }
 
-    fn put(
-        &self,
-        key: RecordKey,
-        seen: Option<Version>,
-        value: Bytes,
-    ) -> BoxFuture<'_, Result<Version, EngineError>> {
+    fn put(&self, key: RecordKey, seen: Option<Version>, value: Bytes) -> BoxFuture<'_, Result<Version, EngineError>> {
         future::ready(self.put_now(key, seen, value)).boxed()
     }
 
@@ -209,11 +196,7 @@ impl Engine for MemoryEngine {
         future::ready(Ok(self.lock_records().get(&key).cloned())).boxed()
     }
 
-    fn list(
-        &self,
-        kind: RecordKind,
-        session: Option<SessionId>,
-    ) -> BoxFuture<'_, Result<Vec<(RecordKey, Version, Bytes)>, EngineError>> {
+    fn list(&self, kind: RecordKind, session: Option<SessionId>) -> BoxFuture<'_, Result<Vec<Stored>, EngineError>> {
         let records = self.lock_records();
         let found = records
             .iter()

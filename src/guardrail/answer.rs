@@ -91,7 +91,13 @@ pub(super) fn resolution(view: &GuardrailView, answer: &Answer, actor: &Actor, a
         at: at.to_owned(),
         by: Some(actor.holder.who.clone()),
         via: actor.via.to_owned(),
-        fields: view.fields.iter().map(|field| &field.id).filter(|id| answer.values.contains_key(*id)).cloned().collect(),
+        fields: view
+            .fields
+            .iter()
+            .map(|field| &field.id)
+            .filter(|id| answer.values.contains_key(*id))
+            .cloned()
+            .collect(),
         choice: answer.choice.clone(),
     }
 }

@@ -126,8 +126,7 @@ impl Trigger {
 
     /// Nothing is approved by silence: such kinds need the operator's word.
     pub(super) fn check_default_answer(&self, rules: &GuardrailRules) -> Result<(), Refusal> {
-        let guarded =
-            matches!(self.kind, GuardrailKind::Purchase | GuardrailKind::Security | GuardrailKind::Policy);
+        let guarded = matches!(self.kind, GuardrailKind::Purchase | GuardrailKind::Security | GuardrailKind::Policy);
         let by_silence = self.on_timeout == OnTimeout::DefaultAnswer;
         if guarded && by_silence && !rules.default_answer_allowed.contains(&self.kind) {
             return Err(Refusal::plain(Code::DefaultAnswerRefused));
@@ -145,9 +144,10 @@ impl Trigger {
 
     fn text_bytes(&self) -> usize {
         let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-        let fields = self.fields.iter().map(|field| {
-            field.id.len() + optional(&field.label) + optional(&field.kind) + optional(&field.hint)
-        });
+        let fields = self
+            .fields
+            .iter()
+            .map(|field| field.id.len() + optional(&field.label) + optional(&field.kind) + optional(&field.hint));
         let choices = self.choices.iter().map(|choice| choice.id.len() + optional(&choice.label));
         self.value.len()
             + optional(&self.domain)

@@ -86,9 +86,9 @@ pub async fn read(
 fn since(query: &EventsQuery, headers: &HeaderMap, wants_stream: bool) -> Result<Since, Refusal> {
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
     match last.or(query.since.as_deref()) {
-        Some(text) => text.parse().map_err(|_| {
-            Refusal::new(Code::Invalid, "since is `start`, `latest` or a position epoch:offset")
-        }),
+        Some(text) => text
+            .parse()
+            .map_err(|_| Refusal::new(Code::Invalid, "since is `start`, `latest` or a position epoch:offset")),
         None if wants_stream => Ok(Since::Latest),
         None => Ok(Since::Start),
     }

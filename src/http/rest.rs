@@ -132,11 +132,7 @@ pub async fn command(
     Ok(Json(Value::Object(session.command(command, caller.actor()).await?)))
 }
 
-pub async fn get_task(
-    State(app): State<App>,
-    caller: Caller,
-    Path((id, task)): Path<(String, String)>,
-) -> Answered {
+pub async fn get_task(State(app): State<App>, caller: Caller, Path((id, task)): Path<(String, String)>) -> Answered {
     caller.may(Scope::Watch)?;
     let session = app.session(&caller.0, &id)?;
     let task = session.task(task).await?.ok_or_else(|| Refusal::plain(Code::UnknownTask))?;
@@ -180,11 +176,7 @@ pub struct GuardrailsQuery {
 }
 
 /// Open and accepted ones; closed ones are asked for by id.
-pub async fn list_guardrails(
-    State(app): State<App>,
-    caller: Caller,
-    Query(query): Query<GuardrailsQuery>,
-) -> Answered {
+pub async fn list_guardrails(State(app): State<App>, caller: Caller, Query(query): Query<GuardrailsQuery>) -> Answered {
     caller.may(Scope::Watch)?;
     let limit = query.limit.unwrap_or(LIST).clamp(1, LIST_MAX);
     let board = app.directory.services().boards.of(&caller.0.project);

@@ -198,8 +198,7 @@ impl RuntimeConnection {
     fn new(app: App, mut wire: Wire, id: ConnectionId, grant: Grant, registration: Registration) -> Self {
         let outlet = Arc::new(Outlet::default());
         let serves = (Arc::clone(&grant.project), grant.pool);
-        let entry =
-            RuntimeEntry::new(id, registration.name, serves, registration.capacity, Arc::clone(&outlet));
+        let entry = RuntimeEntry::new(id, registration.name, serves, registration.capacity, Arc::clone(&outlet));
         wire.send(&GatewayToRuntime::Registered { runtime: id.to_string() });
         app.directory.services().runtimes.register(Arc::clone(&entry));
         let now = Instant::now();
@@ -369,9 +368,7 @@ impl RuntimeConnection {
             RuntimeToGateway::Pong { .. } | RuntimeToGateway::Auth { .. } => Ok(()),
             RuntimeToGateway::Register { .. } => Err(Refusal::new(Code::Invalid, "this runtime is registered")),
             RuntimeToGateway::Events { .. } => unreachable!("read before, event by event"),
-            RuntimeToGateway::Unknown => {
-                Err(Refusal::new(Code::Invalid, "this version does not know that frame type"))
-            }
+            RuntimeToGateway::Unknown => Err(Refusal::new(Code::Invalid, "this version does not know that frame type")),
         }
     }
 
@@ -423,7 +420,7 @@ fn read_batch(raw: &[&RawValue], app: &App) -> (Vec<Published>, Option<Unreadabl
     }
     let too_many = raw.len() > most;
     let refusal = || Refusal::plain(Code::TooLarge).with_details(json!({ "limit": most, "events": raw.len() }));
-    (events, too_many.then(|| Unreadable { n: None, refusal: refusal() }))
+    (events, too_many.then(|| Unreadable::new(None, refusal())))
 }
 
 // --- the HTTP pair ---------------------------------------------------------------------------------------------------

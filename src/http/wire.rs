@@ -125,7 +125,10 @@ impl Wire {
         let reason = &reason[..end.unwrap_or(0)];
         let frame = CloseFrame { code: code.number(), reason: reason.into() };
         if code != Code::TooSlow {
-            let _ = timeout(within, async { while !matches!(self.turn().await, Turn::Flushed | Turn::Broken(_) | Turn::Closed(_)) {} }).await;
+            let _ = timeout(within, async {
+                while !matches!(self.turn().await, Turn::Flushed | Turn::Broken(_) | Turn::Closed(_)) {}
+            })
+            .await;
         }
         let closing = async {
             let mut socket = std::pin::Pin::new(&mut self.socket);

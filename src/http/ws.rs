@@ -24,12 +24,7 @@ use super::{
     App, bearer,
     wire::{Turn, Wire, close_code},
 };
-use crate::{
-    auth::Grant,
-    config::key::Scope,
-    ids::ConnectionId,
-    watch::Leave,
-};
+use crate::{auth::Grant, config::key::Scope, ids::ConnectionId, watch::Leave};
 
 /// Bytes that tungstenite reads at once: idle connections keep this buffer.
 const READ_BUFFER: usize = 1024;

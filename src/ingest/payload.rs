@@ -49,8 +49,6 @@ pub(crate) enum PayloadError {
     TooDeep { limit: usize },
     #[error("{size} bytes, where {limit} are allowed")]
     TooLarge { size: usize, limit: usize },
-    #[error("the text is not UTF-8")]
-    NotUtf8,
 }
 
 impl PayloadError {
@@ -72,7 +70,6 @@ impl PayloadError {
             Self::ReservedKey { .. } => Code::Invalid,
             Self::TooDeep { .. } => Code::TooDeep,
             Self::TooLarge { .. } => Code::TooLarge,
-            Self::NotUtf8 => Code::NotUtf8,
         };
         Refusal::new(code, self.to_string())
     }
@@ -107,12 +104,6 @@ impl fmt::Debug for KeyPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-/// Reads bytes as [`parse`] reads text, after making sure that they are UTF-8.
-pub(crate) fn parse_bytes(bytes: &[u8], limits: &PayloadLimits) -> Result<Value, PayloadError> {
-    check_size(bytes.len(), limits)?;
-    parse(std::str::from_utf8(bytes).map_err(|_| PayloadError::NotUtf8)?, limits)
 }
 
 /// Reads one JSON value, which must be all that the text holds beside white space.
@@ -357,9 +348,8 @@ mod tests {
         let limits = PayloadLimits { bytes: 4, ..PayloadLimits::default() };
         assert!(parse("1234", &limits).is_ok());
         assert_eq!(parse("12345", &limits), Err(PayloadError::TooLarge { size: 5, limit: 4 }));
-        assert_eq!(parse_bytes(b"\xff\xff\xff\xff\xff", &limits), Err(PayloadError::TooLarge { size: 5, limit: 4 }));
-        assert_eq!(parse_bytes(b"\"\xff\"", &limits), Err(PayloadError::NotUtf8));
-        assert_eq!(parse_bytes(b"true", &limits), Ok(json!(true)));
+        assert_eq!(parse("xxxxx", &limits), Err(PayloadError::TooLarge { size: 5, limit: 4 }));
+        assert_eq!(parse("true", &limits), Ok(json!(true)));
     }
 
     #[test]

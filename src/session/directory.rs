@@ -202,7 +202,7 @@ impl Directory {
         let origin = match new.origin {
             Origin::Client => {
                 let seat = services.runtimes.seat(&new.project, &HashSet::new());
-                Some(seat.ok_or_else(|| Refusal::plain(Code::NoRuntime))?).map(Begun::Offer)
+                Some(Begun::Offer(seat.ok_or_else(|| Refusal::plain(Code::NoRuntime))?))
             }
             Origin::Runtime(seat) => Some(Begun::Held(seat)),
             Origin::HttpRuntime => None,

@@ -94,10 +94,18 @@ pub(super) struct LogEnd {
 /// Who runs the session.
 pub(super) enum RuntimeSide {
     /// Offered to a runtime, which has not answered yet.
-    Offered { seat: Seat, tried: HashSet<ConnectionId>, until: Instant },
+    Offered {
+        seat: Seat,
+        tried: HashSet<ConnectionId>,
+        until: Instant,
+    },
     Connected(Seat),
-    Http { last_contact: Instant },
-    Away { until: Instant },
+    Http {
+        last_contact: Instant,
+    },
+    Away {
+        until: Instant,
+    },
     /// The session has ended.
     None,
 }
@@ -393,8 +401,7 @@ impl Owner {
     fn follow_idleness(&mut self, now: Instant) {
         let connected = matches!(self.runtime, RuntimeSide::Connected(_) | RuntimeSide::Http { .. });
         let unfinished = self.book.iter().any(|guardrail| !guardrail.is_over());
-        let busy =
-            self.state.has_tasks_to_do() || unfinished || self.wheel.lease().is_some() || self.state.is_ended();
+        let busy = self.state.has_tasks_to_do() || unfinished || self.wheel.lease().is_some() || self.state.is_ended();
         if busy || !connected {
             self.idle_since = None;
         } else {
@@ -415,9 +422,7 @@ impl Owner {
             RuntimeSide::Http { last_contact } => Some(*last_contact + self.services.times.http_away),
             RuntimeSide::Connected(_) | RuntimeSide::None => None,
         };
-        let task = self
-            .task_limit()
-            .and_then(|(_, limit)| self.clock.reaches(limit + self.services.times.task_slack));
+        let task = self.task_limit().and_then(|(_, limit)| self.clock.reaches(limit + self.services.times.task_slack));
         let times = [
             runtime,
             task,
@@ -471,13 +476,8 @@ impl Owner {
         let mut data = draft.data.clone();
         ingest::redact(&mut data, &self.redactor);
         let id = ids::time_ordered_id();
-        let envelope = ingest::Envelope {
-            session: self.session.id.as_str(),
-            position,
-            id: &id,
-            at,
-            task: draft.task.as_deref(),
-        };
+        let envelope =
+            ingest::Envelope { session: self.session.id.as_str(), position, id: &id, at, task: draft.task.as_deref() };
         (ingest::encode(envelope, &draft.kind, &data), data)
     }
 
@@ -646,14 +646,7 @@ impl Owner {
 
     /// How something ends that nobody answered.
     pub(super) fn unanswered(outcome: Outcome, via: &str) -> Resolution {
-        Resolution {
-            outcome,
-            at: clock::now_text(),
-            by: None,
-            via: via.to_owned(),
-            fields: Vec::new(),
-            choice: None,
-        }
+        Resolution { outcome, at: clock::now_text(), by: None, via: via.to_owned(), fields: Vec::new(), choice: None }
     }
 
     // --- runtimes ------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ impl Owner {
         let expected = self.log.n + 1;
         match unreadable.n {
             Some(n) if n != expected => Err(number_expected(expected)),
-            _ => Err(unreadable.refusal),
+            _ => Err(unreadable.refusal(&self.redactor)),
         }
     }
 
@@ -358,8 +358,7 @@ impl Owner {
     }
 
     pub(super) async fn declined(&mut self, connection: ConnectionId, reason: &str) -> Result<(), OwnershipLost> {
-        let offered =
-            matches!(&self.runtime, RuntimeSide::Offered { seat, .. } if seat.connection == connection);
+        let offered = matches!(&self.runtime, RuntimeSide::Offered { seat, .. } if seat.connection == connection);
         if offered {
             let reason: String = reason.chars().take(200).collect();
             tracing::info!(session.id = %self.id(), reason, "the runtime declined the session");
@@ -369,11 +368,7 @@ impl Owner {
     }
 
     /// An HTTP runtime shows its token: it is there, and has applied commands up to `done`.
-    pub(super) async fn http_contact(
-        &mut self,
-        claim: &str,
-        done: u64,
-    ) -> Result<Result<(), Refusal>, OwnershipLost> {
+    pub(super) async fn http_contact(&mut self, claim: &str, done: u64) -> Result<Result<(), Refusal>, OwnershipLost> {
         if !self.tokens.fits(claim) {
             return Ok(Err(Refusal::plain(Code::WrongClaim)));
         }

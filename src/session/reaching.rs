@@ -127,8 +127,7 @@ impl Owner {
 
     async fn queue(&mut self, subject: &NoticeSubject, targets: &[String], body: &Map<String, Value>, now: Instant) {
         for target in targets {
-            let key =
-                NoticeKey { session: self.session.id, subject: subject.clone(), target: target.clone(), step: 0 };
+            let key = NoticeKey { session: self.session.id, subject: subject.clone(), target: target.clone(), step: 0 };
             let project = std::sync::Arc::clone(&self.session.project);
             match self.services.outbox.queue(NoticeDraft { key, project, body: body.clone() }).await {
                 Ok(_) => {

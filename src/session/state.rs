@@ -121,11 +121,7 @@ impl State {
     fn apply_to_task(&mut self, event: Applied<'_>) {
         let Some(id) = event.task else { return };
         match event.kind {
-            kind::TASK_QUEUED => {
-                if self.ids.insert(id.to_owned()) {
-                    self.queued.push_back(new_task(id, TaskStatus::Queued, event));
-                }
-            }
+            kind::TASK_QUEUED => self.queue(id, event),
             kind::TASK_STARTED => self.started(id, event),
             kind::TASK_PAUSED => self.set_current(id, TaskStatus::Paused),
             kind::TASK_RESUMED => self.resumed(id),
@@ -133,6 +129,12 @@ impl State {
             kind::ERROR => self.finished(id, TaskStatus::Failed, event),
             kind::TASK_STOPPED => self.finished(id, TaskStatus::Stopped, event),
             _ => {}
+        }
+    }
+
+    fn queue(&mut self, id: &str, event: Applied<'_>) {
+        if self.ids.insert(id.to_owned()) {
+            self.queued.push_back(new_task(id, TaskStatus::Queued, event));
         }
     }
 

@@ -1,1 +1,20 @@
-fn main() {}
+//! A real gateway on port 0, real sockets, real time with shortened windows. One binary, because linking is what costs.
+
+#![expect(unreachable_pub, reason = "modules of one test binary")]
+
+mod harness;
+
+mod answers;
+mod bad_input;
+mod doors;
+mod engine;
+mod flow;
+mod model;
+mod pages;
+mod reaching;
+mod rest;
+mod resume;
+mod runtimes;
+mod secrecy;
+mod slow;
+mod watching;

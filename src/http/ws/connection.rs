@@ -7,11 +7,7 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use onlooker_protocol::{
-    Code, Position,
-    code::Refusal,
-    subscriber::GatewayToSubscriber,
-};
+use onlooker_protocol::{Code, Position, code::Refusal, subscriber::GatewayToSubscriber};
 use tokio::{sync::watch, time::Instant};
 
 use super::super::{App, wire::Wire};
@@ -75,7 +71,7 @@ pub(super) struct BoardFollowing {
 }
 
 impl Connection {
-    pub fn new(app: App, wire: Wire, id: ConnectionId, grant: Grant) -> Self {
+    pub(super) fn new(app: App, wire: Wire, id: ConnectionId, grant: Grant) -> Self {
         let now = Instant::now();
         let next_ping = now + app.config.times.ping_every;
         Self {
@@ -97,26 +93,26 @@ impl Connection {
         }
     }
 
-    pub fn actor(&self) -> Actor {
+    pub(super) fn actor(&self) -> Actor {
         let holder = Holder { who: self.grant.who.to_string(), by: HolderKey::Connection(self.id) };
         Actor { holder, via: "websocket" }
     }
 
-    pub fn session(&self, id: &str) -> Result<Session, Refusal> {
+    pub(super) fn session(&self, id: &str) -> Result<Session, Refusal> {
         self.app.session(&self.grant, id)
     }
 
-    pub fn wants_more(&self) -> bool {
+    pub(super) fn wants_more(&self) -> bool {
         self.wire.waiting() < FILL && self.wire.is_idle()
     }
 
     /// The wire, and what else the connection waits for: parts that can be waited on at once.
-    pub fn parts(&mut self) -> (&mut Wire, &Signal, Option<&mut BoardFollowing>) {
+    pub(super) fn parts(&mut self) -> (&mut Wire, &Signal, Option<&mut BoardFollowing>) {
         (&mut self.wire, &self.signal, self.board.as_deref_mut())
     }
 
     /// Asks subscriptions for what they have, until enough waits or nothing is left.
-    pub async fn fill(&mut self) -> Result<(), Ended> {
+    pub(super) async fn fill(&mut self) -> Result<(), Ended> {
         // Questions and results shall be proved soon.
         let mut urgent = false;
         while self.wire.waiting() < FILL {
@@ -219,18 +215,18 @@ impl Connection {
         }
     }
 
-
     // --- time ----------------------------------------------------------------------------------------------------
 
-    pub fn next_deadline(&self) -> Instant {
+    pub(super) fn next_deadline(&self) -> Instant {
         let stall = self.wire.stalled_since().map(|since| since + self.app.config.times.send_stall);
-        let expiry = self.grant.expires.map(|expires| {
-            Instant::now() + expires.duration_since(SystemTime::now()).unwrap_or_default()
-        });
+        let expiry = self
+            .grant
+            .expires
+            .map(|expires| Instant::now() + expires.duration_since(SystemTime::now()).unwrap_or_default());
         [Some(self.next_ping), stall, expiry].into_iter().flatten().min().expect("the ping is always due")
     }
 
-    pub fn on_time(&mut self, now: Instant) -> Result<(), Ended> {
+    pub(super) fn on_time(&mut self, now: Instant) -> Result<(), Ended> {
         let times = &self.app.config.times;
         if self.grant.is_expired(SystemTime::now()) {
             return Err(Ended::Close(Code::TokenExpired, "the token has expired; get a new one and resume"));
@@ -255,7 +251,7 @@ impl Connection {
         Ok(())
     }
 
-    pub fn ping(&mut self) {
+    pub(super) fn ping(&mut self) {
         self.last_ping += 1;
         let id = self.last_ping;
         let positions: BTreeMap<String, Position> = self
@@ -267,7 +263,7 @@ impl Connection {
         self.next_ping = Instant::now() + self.app.config.times.ping_every;
     }
 
-    pub fn pong(&mut self, id: u64) {
+    pub(super) fn pong(&mut self, id: u64) {
         if id == 0 || id > self.last_ping {
             return self.unreadable("that ping was never sent");
         }
@@ -280,11 +276,11 @@ impl Connection {
 
     // --- errors and the end --------------------------------------------------------------------------------------
 
-    pub fn unreadable(&mut self, why: &str) {
+    pub(super) fn unreadable(&mut self, why: &str) {
         self.refuse(None, Refusal::new(Code::BadFrame, why));
     }
 
-    pub fn refuse(&mut self, reference: Option<String>, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, reference: Option<String>, refusal: Refusal) {
         self.app.metrics.refused(refusal.code);
         if refusal.code == Code::BadFrame {
             self.unreadable += 1;
@@ -293,7 +289,7 @@ impl Connection {
     }
 
     /// Whether the peer has sent too much that could not be read.
-    pub fn check_patience(&self) -> Result<(), Ended> {
+    pub(super) fn check_patience(&self) -> Result<(), Ended> {
         if self.unreadable < UNREADABLE {
             return Ok(());
         }
@@ -301,7 +297,7 @@ impl Connection {
     }
 
     /// Everything that it held ends, once.
-    pub async fn let_go(&mut self, leave: Leave) {
+    pub(super) async fn let_go(&mut self, leave: Leave) {
         for (_, following) in self.followings.drain() {
             following.end(leave);
         }
@@ -312,14 +308,14 @@ impl Connection {
         }
     }
 
-    pub fn into_wire(self) -> Wire {
+    pub(super) fn into_wire(self) -> Wire {
         self.wire
     }
 }
 
 impl BoardFollowing {
     /// Resolves when the followed project has changed; never without one. Cancel safe.
-    pub async fn changed(following: Option<&mut Self>) {
+    pub(super) async fn changed(following: Option<&mut Self>) {
         let Some(following) = following else { return std::future::pending().await };
         // A board lives as long as its project is known.
         if following.changes.changed().await.is_err() {

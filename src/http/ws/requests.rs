@@ -176,8 +176,7 @@ impl Connection {
         self.check_room()?;
         let board = self.app.directory.services().boards.of(&self.grant.project);
         let changes = board.follow();
-        self.board =
-            Some(Box::new(BoardFollowing { board, changes, version: 0, first_pass: true, reference }));
+        self.board = Some(Box::new(BoardFollowing { board, changes, version: 0, first_pass: true, reference }));
         Ok(())
     }
 

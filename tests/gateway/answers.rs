@@ -1,0 +1,1 @@
+//! Guardrails: raising, answering, deadlines, claims, control.

@@ -1,0 +1,1 @@
+//! Bad input gets a clear code, and only its sender suffers.

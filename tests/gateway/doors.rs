@@ -1,0 +1,1 @@
+//! Open or closed: keys, scopes, projects, tokens, origins, TLS, limits at the door.

@@ -1,0 +1,1 @@
+//! Random subscribers, stalls, cuts and reconnects, against a model.

@@ -1,0 +1,1 @@
+//! Real pages in a real Chromium stop counting when nobody can be looking.

@@ -1,0 +1,1 @@
+//! Reach-out over the whole gateway: who is told, when, and why.

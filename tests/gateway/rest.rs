@@ -1,0 +1,1 @@
+//! Native REST, and events over HTTP as page and stream.

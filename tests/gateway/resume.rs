@@ -1,0 +1,1 @@
+//! Resuming: what was missed comes once, or a gap says so.

@@ -1,0 +1,1 @@
+//! Runtimes: assignment, claims, reconnects, commands, the HTTP pair.

@@ -1,0 +1,1 @@
+//! No secret shows: redaction, fillers, sensitive windows.

@@ -1,0 +1,1 @@
+//! Slow and dead readers harm nobody else.

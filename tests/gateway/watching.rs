@@ -1,0 +1,1 @@
+//! Who counts as looking, over real sockets.
