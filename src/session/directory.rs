@@ -45,6 +45,8 @@ use crate::{
 /// The clocks of a session.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionTimes {
+    /// How long a runtime has to take a session that it was offered.
+    pub offer: Duration,
     pub runtime_grace: Duration,
     pub http_away: Duration,
     pub inactivity: Duration,
