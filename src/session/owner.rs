@@ -108,8 +108,8 @@ pub(super) enum RuntimeSide {
     None,
 }
 
-/// The digests of the tokens that may claim the session. The one before the last stays good until the runtime has
-/// shown that it got the last one: an answer that never arrived must not lock it out.
+/// The digests of the tokens that may claim the session. The one that was shown last stays good until the runtime has
+/// shown that it got the newest one: answers that never arrived, however many, must not lock it out.
 #[derive(Default)]
 pub(super) struct ClaimTokens {
     current: Option<[u8; 32]>,
@@ -121,6 +121,14 @@ impl ClaimTokens {
     pub(super) fn issue(&mut self) -> String {
         let token = ids::random_token();
         self.previous = self.current.replace(digest(&token));
+        token
+    }
+
+    /// A new token for whoever showed this one, which fits; any other is void.
+    pub(super) fn renew(&mut self, shown: &str) -> String {
+        let token = ids::random_token();
+        self.previous = Some(digest(shown));
+        self.current = Some(digest(&token));
         token
     }
 

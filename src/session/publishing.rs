@@ -346,7 +346,7 @@ impl Owner {
         };
         self.log.term += 1;
         self.session.link.done(commands);
-        let claim = self.tokens.issue();
+        let claim = self.tokens.renew(&token);
         let expected = self.log.n + 1;
         seat.outlet.send(GatewayToRuntime::Claimed { session, claim, expected, secrets_expected: false });
         self.session.link.connect(seat.connection, std::sync::Arc::clone(&seat.outlet), commands);
