@@ -282,6 +282,9 @@ impl Owner {
         task: Option<onlooker_protocol::subscriber::NewTask>,
         by: &str,
     ) -> Result<(Self, Option<String>, Option<String>), Refusal> {
+        if let Some(task) = &task {
+            self.check_task(task)?;
+        }
         self.learn_secrets(self.asked.secrets.clone())?;
         let runtime = match &origin {
             Some(Begun::Held(seat)) => Some(seat.name.clone()),
