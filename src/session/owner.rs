@@ -625,6 +625,8 @@ impl Owner {
         }
         drafts.push(Draft::new(kind::SESSION_ENDED, None, json!({ "reason": reason })));
         self.append_surely(drafts).await?;
+        // The last word: it needs room, and what waits before it no longer means anything.
+        self.session.link.clear();
         let _ = self.session.link.command(RuntimeCommand::Terminate);
         self.runtime = RuntimeSide::None;
         self.ended_at = Some(Instant::now());
