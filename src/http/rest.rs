@@ -1,6 +1,6 @@
 //! Native REST: sessions, commands, guardrails, tokens. JSON in and out.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -12,7 +12,7 @@ use onlooker_protocol::{
     code::{Code, Refusal},
     runtime::OpenSession,
     subscriber::{Answer, SessionCommand},
-    view::{GuardrailState, GuardrailView, GuardrailWhy, SessionStatus},
+    view::{GuardrailState, GuardrailView, GuardrailWhy, SessionStatus, SessionSummary},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -89,16 +89,21 @@ pub async fn list_sessions(State(app): State<App>, caller: Caller, Query(query):
         .into_iter()
         .filter(|(session, _)| caller.0.may_see(&caller.0.project, session.as_str()))
         .map(|(_, summary)| summary)
-        .filter(|summary| query.status.is_none_or(|status| summary.status == status))
         .collect();
     // Newest first; the id breaks ties, so that `after` names one place.
     sessions.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.session.cmp(&b.session)));
+    // Looked for among all: the last session of the page before may have another status by now.
     let from = match &query.after {
         None => 0,
-        Some(after) => sessions.iter().position(|summary| summary.session == *after).map_or(0, |at| at + 1),
+        Some(after) => {
+            let at = sessions.iter().position(|summary| summary.session == *after);
+            let gone = || Refusal::new(Code::Invalid, "`after` names no session of this list any more; begin anew");
+            at.ok_or_else(gone)? + 1
+        }
     };
+    let fits = |summary: &&Arc<SessionSummary>| query.status.is_none_or(|status| summary.status == status);
     let limit = query.limit.unwrap_or(LIST).clamp(1, LIST_MAX);
-    let page: Vec<_> = sessions.iter().skip(from).take(limit).map(|summary| (**summary).clone()).collect();
+    let page: Vec<_> = sessions.iter().skip(from).filter(fits).take(limit).map(|s| (**s).clone()).collect();
     Ok(Json(json!({ "sessions": page })))
 }
 
