@@ -8,7 +8,7 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     sync::{Arc, Mutex, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use axum::{
@@ -261,6 +261,8 @@ struct Streaming {
     following: Following,
     out: VecDeque<Bytes>,
     quiet_since: Instant,
+    /// When the token with which it was opened expires.
+    expires: Option<Instant>,
     over: bool,
 }
 
@@ -302,7 +304,9 @@ fn stream_events(app: App, caller: &Caller, session: Session, since: Since, filt
     let hello = event("hello", None, json!({ "subscriber": id.to_string() }).to_string().as_bytes());
     let out = VecDeque::from([hello]);
     let now = Instant::now();
-    let streaming = Streaming { app, id, voice, following, out, quiet_since: now, over: false };
+    let left = |expires: SystemTime| expires.duration_since(SystemTime::now()).unwrap_or_default();
+    let expires = caller.0.expires.map(|expires| now + left(expires));
+    let streaming = Streaming { app, id, voice, following, out, quiet_since: now, expires, over: false };
     let body = stream::unfold(streaming, |mut streaming| async move {
         let piece = streaming.next_piece().await?;
         Some((Ok::<_, Infallible>(piece), streaming))
@@ -324,6 +328,10 @@ impl Streaming {
             if self.over {
                 return None;
             }
+            if self.expires.is_some_and(|at| Instant::now() >= at) {
+                self.end(&Refusal::plain(Code::TokenExpired));
+                continue;
+            }
             self.listen();
             while self.voice.signal.take().is_some() {}
             match self.following.step().await {
@@ -341,6 +349,7 @@ impl Streaming {
             tokio::select! {
                 () = self.voice.signal.wait() => {}
                 () = stopping.cancelled() => self.end(&Refusal::plain(Code::Stopping)),
+                () = sleep_until(self.expires.unwrap_or(self.quiet_since)), if self.expires.is_some() => {}
                 () = sleep_until(self.quiet_since + COMMENT_EVERY) => {
                     self.out.push_back(Bytes::from_static(b": ping\n\n"));
                     self.following.wake();
