@@ -208,6 +208,31 @@ impl FromRequestParts<App> for Caller {
     }
 }
 
+/// What follows `?`, with errors that are refusals. They name no value: links end up in logs.
+pub struct Query<T>(pub T);
+
+impl<T: serde::de::DeserializeOwned> FromRequestParts<App> for Query<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, Refused> {
+        let query = axum::extract::Query::<T>::from_request_parts(parts, app).await;
+        let wrong = |_| Refused(Refusal::new(Code::Invalid, "a parameter after `?` has a wrong value"));
+        query.map(|axum::extract::Query(value)| Self(value)).map_err(wrong)
+    }
+}
+
+/// The names in a path. A path that is not UTF-8 names nothing.
+pub struct Path<T>(pub T);
+
+impl<T: serde::de::DeserializeOwned + Send> FromRequestParts<App> for Path<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, Refused> {
+        let path = axum::extract::Path::<T>::from_request_parts(parts, app).await;
+        path.map(|axum::extract::Path(names)| Self(names)).map_err(|_| Refused(Refusal::plain(Code::NotFound)))
+    }
+}
+
 /// A JSON body whose errors are refusals.
 pub struct Body<T>(pub T);
 

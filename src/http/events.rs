@@ -14,7 +14,7 @@ use std::{
 use axum::{
     Json,
     body::{Body as HttpBody, Bytes},
-    extract::{Path, Query, Request, State},
+    extract::{Request, State},
     http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse, Response},
 };
@@ -30,7 +30,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
-use super::{App, Body, Caller, Refused, credential_holder, written::Written};
+use super::{App, Body, Caller, Path, Query, Refused, credential_holder, written::Written};
 use crate::{
     config::key::Scope,
     engine::{EngineError, Head, ReadLimit, Record},
@@ -137,14 +137,14 @@ async fn find(app: &App, session: &Session, wanted: &Wanted, query: &EventsQuery
     let limit = ReadLimit { records: query.limit.unwrap_or(PAGE).clamp(1, PAGE), bytes: PAGE_BYTES };
     let mut head = session.follow_head();
     let now = *head.borrow_and_update();
-    let (mut next, gap) = beginning(wanted.since, &now);
+    let (mut next, mut gap) = beginning(wanted.since, &now);
     loop {
         let current = *head.borrow_and_update();
         let records = app.directory.services().engine.read(session.id, next, limit).await;
         let records = match records {
             Ok(records) => records,
             Err(EngineError::Trimmed { first }) => {
-                next = first;
+                (next, gap) = (first, gap.or(Some(GapReason::Trimmed)));
                 continue;
             }
             Err(_) => return Err(Refusal::plain(Code::Unavailable)),

@@ -11,7 +11,7 @@ use std::{
 use axum::{
     Json,
     body::Bytes,
-    extract::{Path, Query, State, WebSocketUpgrade, ws::Message},
+    extract::{State, WebSocketUpgrade, ws::Message},
     http::HeaderMap,
     response::{IntoResponse, Response},
 };
@@ -27,7 +27,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{
-    App, Caller, Refused, allowed, bearer,
+    App, Caller, Path, Query, Refused, allowed, bearer,
     wire::{Turn, Wire, close_code},
 };
 use crate::{
