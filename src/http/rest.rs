@@ -61,8 +61,7 @@ pub async fn create_session(
         return Err(Refusal::new(Code::Forbidden, "this token is limited to its sessions").into());
     }
     let (project, by) = (caller.0.project.clone(), caller.0.who.to_string());
-    let created = app.directory.create(NewSession { project, asked: body.asked, origin, by }).await;
-    let created = created.inspect_err(|refusal| app.metrics.refused(refusal.code))?;
+    let created = app.directory.create(NewSession { project, asked: body.asked, origin, by }).await?;
     let mut answer = json!({ "session": created.session.id.as_str() });
     for (name, value) in [("claim", created.claim), ("task", created.task)] {
         if let Some(value) = value {

@@ -98,6 +98,7 @@ async fn serve(app: App, mut wire: Wire, token: Option<String>) {
         Ended::Stopping => {
             let (reason, after) = ("the gateway is stopping".to_owned(), app.spread().as_millis() as u64);
             wire.send(&GatewayToRuntime::Goaway { reason, after });
+            app.metrics.closed(Code::GoingAway);
             wire.close(Code::GoingAway, "the gateway is stopping", GOODBYE).await;
         }
     }

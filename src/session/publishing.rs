@@ -53,9 +53,6 @@ impl Owner {
         };
         let position = Position { epoch: self.log.epoch, offset: self.log.next.saturating_sub(1) };
         let n = self.log.n;
-        if let Err(refusal) = &result {
-            self.services.metrics.refused(refusal.code);
-        }
         match reply {
             Some(reply) => {
                 let numbered = |refusal: Refusal| with_number(refusal, n);
@@ -64,6 +61,7 @@ impl Owner {
             None => {
                 self.session.link.accepted(n, position);
                 if let Err(refusal) = result {
+                    self.services.metrics.refused(refusal.code);
                     self.session.link.refused(n, refusal);
                 }
             }
