@@ -114,6 +114,13 @@ impl Runtimes {
         }
     }
 
+    /// Sends a frame to a connection, if it is still there.
+    pub fn tell(&self, connection: ConnectionId, frame: GatewayToRuntime) {
+        if let Some(entry) = self.entries.get(&connection) {
+            entry.outlet.send(frame);
+        }
+    }
+
     /// A place at the least loaded runtime that may serve the project and was not tried before.
     pub fn seat(&self, project: &Project, tried: &HashSet<ConnectionId>) -> Option<Seat> {
         let mut candidates: Vec<Arc<RuntimeEntry>> = self

@@ -8,13 +8,13 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     sync::{Arc, Mutex, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use axum::{
     Json,
     body::{Body as HttpBody, Bytes},
-    extract::{Path, Query, Request, State},
+    extract::{Request, State},
     http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse, Response},
 };
@@ -30,7 +30,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
-use super::{App, Body, Caller, Refused, credential_holder, written::Written};
+use super::{App, Body, Caller, Path, Query, Refused, credential_holder, written::Written};
 use crate::{
     config::key::Scope,
     engine::{EngineError, Head, ReadLimit, Record},
@@ -140,14 +140,14 @@ async fn find(app: &App, session: &Session, wanted: &Wanted, query: &EventsQuery
     let limit = ReadLimit { records: query.limit.unwrap_or(PAGE).clamp(1, PAGE), bytes: PAGE_BYTES };
     let mut head = session.follow_head();
     let now = *head.borrow_and_update();
-    let (mut next, gap) = beginning(wanted.since, &now);
+    let (mut next, mut gap) = beginning(wanted.since, &now);
     loop {
         let current = *head.borrow_and_update();
         let records = app.directory.services().engine.read(session.id, next, limit).await;
         let records = match records {
             Ok(records) => records,
             Err(EngineError::Trimmed { first }) => {
-                next = first;
+                (next, gap) = (first, gap.or(Some(GapReason::Trimmed)));
                 continue;
             }
             Err(_) => return Err(Refusal::plain(Code::Unavailable)),
@@ -268,6 +268,8 @@ struct Streaming {
     following: Following,
     out: VecDeque<Bytes>,
     quiet_since: Instant,
+    /// When the token with which it was opened expires.
+    expires: Option<Instant>,
     over: bool,
 }
 
@@ -309,7 +311,9 @@ fn stream_events(app: App, caller: &Caller, session: Session, since: Since, filt
     let hello = event("hello", None, json!({ "subscriber": id.to_string() }).to_string().as_bytes());
     let out = VecDeque::from([hello]);
     let now = Instant::now();
-    let streaming = Streaming { app, id, voice, following, out, quiet_since: now, over: false };
+    let left = |expires: SystemTime| expires.duration_since(SystemTime::now()).unwrap_or_default();
+    let expires = caller.0.expires.map(|expires| now + left(expires));
+    let streaming = Streaming { app, id, voice, following, out, quiet_since: now, expires, over: false };
     let body = stream::unfold(streaming, |mut streaming| async move {
         let piece = streaming.next_piece().await?;
         Some((Ok::<_, Infallible>(piece), streaming))
@@ -331,6 +335,10 @@ impl Streaming {
             if self.over {
                 return None;
             }
+            if self.expires.is_some_and(|at| Instant::now() >= at) {
+                self.end(&Refusal::plain(Code::TokenExpired));
+                continue;
+            }
             self.listen();
             while self.voice.signal.take().is_some() {}
             match self.following.step().await {
@@ -348,6 +356,7 @@ impl Streaming {
             tokio::select! {
                 () = self.voice.signal.wait() => {}
                 () = stopping.cancelled() => self.end(&Refusal::plain(Code::Stopping)),
+                () = sleep_until(self.expires.unwrap_or(self.quiet_since)), if self.expires.is_some() => {}
                 () = sleep_until(self.quiet_since + COMMENT_EVERY) => {
                     self.out.push_back(Bytes::from_static(b": ping\n\n"));
                     self.following.wake();

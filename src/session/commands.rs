@@ -70,7 +70,7 @@ impl Owner {
         Ok(Ok(result("task", id)))
     }
 
-    fn check_task(&self, task: &NewTask) -> Result<(), Refusal> {
+    pub(super) fn check_task(&self, task: &NewTask) -> Result<(), Refusal> {
         let limit = self.services.limits.queued_tasks;
         if self.state.queued().len() >= limit {
             return Err(Refusal::plain(Code::TooManyTasks).with_details(json!({ "limit": limit })));

@@ -45,6 +45,8 @@ use crate::{
 /// The clocks of a session.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionTimes {
+    /// How long a runtime has to take a session that it was offered.
+    pub offer: Duration,
     pub runtime_grace: Duration,
     pub http_away: Duration,
     pub inactivity: Duration,
@@ -282,6 +284,9 @@ impl Owner {
         task: Option<onlooker_protocol::subscriber::NewTask>,
         by: &str,
     ) -> Result<(Self, Option<String>, Option<String>), Refusal> {
+        if let Some(task) = &task {
+            self.check_task(task)?;
+        }
         self.learn_secrets(self.asked.secrets.clone())?;
         self.redact_names();
         let runtime = match &origin {

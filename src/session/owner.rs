@@ -46,8 +46,6 @@ use crate::{
 
 /// How often the `watchers` frame may change.
 const SIDE_EVERY: Duration = Duration::from_secs(1);
-/// How long a runtime has to take a session that it was offered.
-const OFFER: Duration = Duration::from_secs(10);
 
 pub(super) struct Owner {
     pub(super) session: Session,
@@ -110,8 +108,8 @@ pub(super) enum RuntimeSide {
     None,
 }
 
-/// The digests of the tokens that may claim the session. The one before the last stays good until the runtime has
-/// shown that it got the last one: an answer that never arrived must not lock it out.
+/// The digests of the tokens that may claim the session. The one that was shown last stays good until the runtime has
+/// shown that it got the newest one: answers that never arrived, however many, must not lock it out.
 #[derive(Default)]
 pub(super) struct ClaimTokens {
     current: Option<[u8; 32]>,
@@ -385,7 +383,7 @@ impl Owner {
         }
     }
 
-    /// The runtime keeps its own clock; the gateway's comes 30 s later.
+    /// The runtime keeps its own clock; the gateway's comes a while later.
     async fn expire_task(&mut self, now: Instant) -> Result<(), OwnershipLost> {
         let Some((task, limit)) = self.task_limit() else { return Ok(()) };
         if self.clock.reaches(limit + self.services.times.task_slack).is_none_or(|at| now < at) {
@@ -684,7 +682,7 @@ impl Owner {
             claim,
             parameters: Box::new(self.asked.clone()),
         });
-        self.runtime = RuntimeSide::Offered { seat, tried, until: Instant::now() + OFFER };
+        self.runtime = RuntimeSide::Offered { seat, tried, until: Instant::now() + self.services.times.offer };
     }
 
     /// The runtime's connection has ended, or an HTTP runtime has been silent for too long.

@@ -38,7 +38,12 @@ impl From<OwnershipLost> for Stop {
 impl Owner {
     pub(super) async fn publish(&mut self, publish: Publish) -> Result<(), OwnershipLost> {
         let Publish { publisher, events, unreadable, reply, _bytes } = publish;
-        let result = match self.admit(&publisher).await? {
+        let admitted = self.admit(&publisher).await?;
+        if let (Err(refusal), Publisher::Connection(connection)) = (&admitted, &publisher) {
+            self.refuse_stranger(*connection, refusal.clone());
+            return Ok(());
+        }
+        let result = match admitted {
             Ok(()) => match self.take_events(events).await {
                 Ok(()) => self.check_unreadable(unreadable),
                 Err(Stop::Refused(refusal)) => Err(refusal),
@@ -48,9 +53,6 @@ impl Owner {
         };
         let position = Position { epoch: self.log.epoch, offset: self.log.next.saturating_sub(1) };
         let n = self.log.n;
-        if let Err(refusal) = &result {
-            self.services.metrics.refused(refusal.code);
-        }
         match reply {
             Some(reply) => {
                 let numbered = |refusal: Refusal| with_number(refusal, n);
@@ -59,11 +61,19 @@ impl Owner {
             None => {
                 self.session.link.accepted(n, position);
                 if let Err(refusal) = result {
+                    self.services.metrics.refused(refusal.code);
                     self.session.link.refused(n, refusal);
                 }
             }
         }
         Ok(())
+    }
+
+    /// The link speaks to whoever holds the session; another connection is told over its own outlet.
+    fn refuse_stranger(&self, connection: ConnectionId, refusal: Refusal) {
+        self.services.metrics.refused(refusal.code);
+        let session = self.session.id.to_string();
+        self.services.runtimes.tell(connection, GatewayToRuntime::EventRefused { session, n: self.log.n, refusal });
     }
 
     /// What could not be read is refused for what is wrong with it only if it was its turn: behind a refused event
