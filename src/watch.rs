@@ -508,15 +508,16 @@ pub struct PollGuard {
 }
 
 impl PollGuard {
-    /// The response was written completely: proof of what it carried, results included.
-    pub fn written(&self, carried: Option<u64>) {
+    /// The response was written completely: proof of what it carried. `questions`: every question that was open at
+    /// or before this offset; `results`: the newest result in it.
+    pub fn written(&self, questions: Option<u64>, results: Option<u64>) {
         let mut book = self.watch.lock();
         let able = self.able;
         if let Some(poller) = book.pollers.get_mut(&self.credential) {
             poller.able = able;
-            poller.proved = poller.proved.max(carried);
+            poller.proved = poller.proved.max(questions);
         }
-        book.results_proved = book.results_proved.max(carried);
+        book.results_proved = book.results_proved.max(results);
         drop(book);
         self.watch.shared.changed.notify_one();
     }

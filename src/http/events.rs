@@ -36,7 +36,7 @@ use crate::{
     engine::{EngineError, Head, ReadLimit, Record},
     hub::Signal,
     ids::{ConnectionId, SessionId},
-    session::Session,
+    session::{Session, Snapshot},
     subscriber::{Following, Step, Wanted},
     watch::{Attentive, Newcomer},
 };
@@ -115,11 +115,14 @@ async fn page(
     let able = caller.0.may(Scope::Answer) && wanted.sees_guardrails();
     let poll = session.watch.poll(credential, &caller.0.who, able, Instant::now());
     let found = find(app, session, &wanted, &asked.query).await?;
-    let body = page_body(&found);
-    let results = wanted.sees_results();
+    // Open questions are state: every page carries them, also one that begins after they were raised.
+    let snapshot = session.snapshot().await?;
+    let body = page_body(&found, &snapshot);
     if let Some(written) = written {
-        let carried = Some(found.position.offset).filter(|_| results || able);
-        written.after_response(Box::new(move || poll.written(carried)));
+        let questions = Some(snapshot.position.offset);
+        let is_result = |record: &&Record| onlooker_protocol::event::kind::is_result(&record.kind);
+        let results = found.records.iter().filter(is_result).map(|record| record.offset).max();
+        written.after_response(Box::new(move || poll.written(questions, results)));
     }
     let json = HeaderValue::from_static("application/json");
     Ok(([(header::CONTENT_TYPE, json), no_store()], body).into_response())
@@ -179,7 +182,7 @@ fn beginning(since: Since, head: &Head) -> (u64, Option<GapReason>) {
     }
 }
 
-fn page_body(found: &Found) -> Vec<u8> {
+fn page_body(found: &Found, snapshot: &Snapshot) -> Vec<u8> {
     let bytes: usize = found.records.iter().map(|record| record.frame.len() + 1).sum();
     let mut body = Vec::with_capacity(bytes + 96);
     body.extend_from_slice(br#"{"events":["#);
@@ -192,6 +195,10 @@ fn page_body(found: &Found) -> Vec<u8> {
     body.extend_from_slice(br#"],"position":""#);
     body.extend_from_slice(found.position.to_string().as_bytes());
     body.push(b'"');
+    if !snapshot.state.guardrails.is_empty() {
+        body.extend_from_slice(br#","guardrails":"#);
+        serde_json::to_writer(&mut body, &snapshot.state.guardrails).expect("writing to memory does not fail");
+    }
     if let Some(gap) = found.gap {
         body.extend_from_slice(br#","gap":"#);
         serde_json::to_writer(&mut body, &gap).expect("writing to memory does not fail");
@@ -392,7 +399,7 @@ impl Streaming {
     fn records(&mut self, records: &[Record]) {
         for record in records {
             let frame: &[u8] = &record.frame;
-            let position = Position { epoch: self.following.session().head().epoch, offset: record.offset };
+            let position = Position { epoch: self.following.epoch(), offset: record.offset };
             self.out.push_back(event(&record.kind, Some(position), frame));
         }
     }

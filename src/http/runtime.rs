@@ -45,8 +45,6 @@ const WRITE_BUFFER: usize = 16 * 1024;
 const GOODBYE: Duration = Duration::from_secs(2);
 /// A runtime that is silent for this many pings is gone.
 const SILENT_PINGS: u32 = 3;
-/// Frames for the connection itself that may wait; a runtime that takes none of them is closed.
-const BACKLOG: usize = 4096;
 /// Bytes that wait to be sent before links are asked for more.
 const FILL: usize = 64 * 1024;
 /// How long one `GET …/commands` may wait.
@@ -272,7 +270,7 @@ impl RuntimeConnection {
         if self.grant.is_expired(SystemTime::now()) {
             return Err(Ended::Close(Code::TokenExpired, "the token has expired"));
         }
-        if self.outlet.backlog() > BACKLOG
+        if self.outlet.has_overflowed()
             || self.wire.stalled_since().is_some_and(|since| now >= since + times.send_stall)
         {
             return Err(Ended::Close(Code::TooSlow, "nothing was read for too long"));

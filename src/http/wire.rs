@@ -124,7 +124,7 @@ impl Wire {
         let end = reason.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 123).last();
         let reason = &reason[..end.unwrap_or(0)];
         let frame = CloseFrame { code: code.number(), reason: reason.into() };
-        if code != Code::TooSlow {
+        if code != Code::TooSlow && !self.is_idle() {
             let _ = timeout(within, async {
                 while !matches!(self.turn().await, Turn::Flushed | Turn::Broken(_) | Turn::Closed(_)) {}
             })

@@ -119,10 +119,17 @@ pub(super) struct ClaimTokens {
 }
 
 impl ClaimTokens {
-    /// A new token; the current one becomes the previous one.
+    /// The only token from now on: for a new offer, so that whoever was offered it before is out.
     pub(super) fn issue(&mut self) -> String {
         let token = ids::random_token();
-        self.previous = self.current.replace(digest(&token));
+        *self = Self { current: Some(digest(&token)), previous: None };
+        token
+    }
+
+    /// A new token in place of the one that was just used.
+    pub(super) fn rotate(&mut self, used: &str) -> String {
+        let token = ids::random_token();
+        *self = Self { current: Some(digest(&token)), previous: Some(digest(used)) };
         token
     }
 
@@ -619,6 +626,8 @@ impl Owner {
         }
         drafts.push(Draft::new(kind::SESSION_ENDED, None, json!({ "reason": reason })));
         self.append_surely(drafts).await?;
+        // What waited for the runtime means nothing any more, and may hold secrets.
+        self.session.link.clear();
         let _ = self.session.link.command(RuntimeCommand::Terminate);
         self.runtime = RuntimeSide::None;
         self.ended_at = Some(Instant::now());

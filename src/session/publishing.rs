@@ -223,6 +223,9 @@ impl Owner {
         let task = event.data["taskId"].as_str().map(str::to_owned).or_else(|| event.task.clone());
         let task = task.filter(|task| ids::is_outside_id(task));
         let task = task.ok_or_else(|| invalid("task_started names its task in `data.taskId`"))?;
+        if self.state.tasks_seen() >= super::commands::TASKS && !self.state.has_seen(&task) {
+            return Err(Refusal::plain(Code::TooManyTasks).into());
+        }
         let mut data = event.data;
         data["taskId"] = Value::String(task.clone());
         self.append(vec![Draft::new(kind::TASK_STARTED, Some(task), data)], Some(numbers)).await?;
@@ -312,6 +315,15 @@ impl Owner {
         self.fillers.add(secrets).map_err(invalid)
     }
 
+    /// The session's own names and labels are shown to everybody: no secret stands in them.
+    pub(super) fn redact_names(&mut self) {
+        if let Some(name) = &mut self.asked.external_id {
+            *name = self.redactor.redact_str(name).into_owned();
+        }
+        self.redactor.redact_members(&mut self.asked.labels, &[]);
+        self.state.rename(self.asked.external_id.clone(), self.asked.labels.clone());
+    }
+
     /// The runtime has closed the session.
     pub(super) async fn ended_by_runtime(&mut self, connection: ConnectionId) -> Result<(), OwnershipLost> {
         if self.hold(connection).is_ok() { self.end(EndReason::Completed).await } else { Ok(()) }
@@ -346,7 +358,7 @@ impl Owner {
         };
         self.log.term += 1;
         self.session.link.done(commands);
-        let claim = self.tokens.issue();
+        let claim = self.tokens.rotate(&token);
         let expected = self.log.n + 1;
         seat.outlet.send(GatewayToRuntime::Claimed { session, claim, expected, secrets_expected: false });
         self.session.link.connect(seat.connection, std::sync::Arc::clone(&seat.outlet), commands);

@@ -162,6 +162,7 @@ impl Owner {
             && revision == Some(u64::from(guardrail.view.revision))
         {
             guardrail.taken();
+            self.session.link.forget_values(&id);
             self.store_surely(&id).await?;
             self.touch();
         }
