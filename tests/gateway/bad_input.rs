@@ -436,8 +436,9 @@ async fn who_never_reads_is_closed_and_nobody_waits_for_it() {
     deaf.watch(&witness.session).await;
     deaf.live().await;
     let large = "x".repeat(200 << 10);
-    for _ in 0..70 {
+    for _ in 0..75 {
         witness.runtime.publish(&witness.session.clone(), "x.large", json!({ "x": large })).await;
+        witness.subscriber.event("x.large").await;
     }
     wait_until("the deaf one is closed", || async { counted(&gateway, "closes", Code::TooSlow).await >= 1.0 }).await;
     witness.is_undisturbed().await;
