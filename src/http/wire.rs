@@ -126,7 +126,7 @@ impl Wire {
         let frame = CloseFrame { code: code.number(), reason: reason.into() };
         if code != Code::TooSlow {
             let _ = timeout(within, async {
-                while !matches!(self.turn().await, Turn::Flushed | Turn::Broken(_) | Turn::Closed(_)) {}
+                while !self.is_idle() && !matches!(self.turn().await, Turn::Broken(_) | Turn::Closed(_)) {}
             })
             .await;
         }
