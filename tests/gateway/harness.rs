@@ -134,6 +134,12 @@ impl TestGateway {
         Self { gateway: Some(gateway), url, http }
     }
 
+    /// A gateway that runs in another process.
+    pub fn at(url: String) -> Self {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).no_proxy().build().unwrap();
+        Self { gateway: None, url, http }
+    }
+
     pub async fn stop(mut self) {
         self.gateway.take().expect("running").stop().await;
     }
@@ -229,6 +235,19 @@ pub struct Subscriber {
 impl Subscriber {
     pub async fn connect(gateway: &TestGateway, token: Option<&str>) -> Self {
         Self { socket: open(gateway, "/v1/ws", token).await, silent: false, seen: VecDeque::new() }
+    }
+
+    /// A subscriber whose kernel takes little: what it does not read soon waits in the gateway.
+    pub async fn narrow(gateway: &TestGateway) -> Self {
+        let address = gateway.url.trim_start_matches("http://");
+        let mut request = format!("ws://{address}/v1/ws").into_client_request().unwrap();
+        request.headers_mut().insert("sec-websocket-protocol", SUBPROTOCOL.parse().unwrap());
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let stream = socket.connect(address.parse().unwrap()).await.expect("the gateway accepts");
+        let stream = MaybeTlsStream::Plain(stream);
+        let (socket, _) = tokio_tungstenite::client_async(request, stream).await.expect("the gateway upgrades");
+        Self { socket, silent: false, seen: VecDeque::new() }
     }
 
     pub async fn send(&mut self, frame: SubscriberToGateway) {
