@@ -102,6 +102,9 @@ function onSessionFrame(frame) {
     case "watchers":
       chosen.watchers = frame;
       return drawWatchers();
+    case "claims":
+      chosen.claims(frame.claims);
+      return drawGuardrails();
   }
 }
 

@@ -16,8 +16,9 @@ export class Attention {
     this.#say = say;
   }
 
+  /** As of now: a page that was stopped for minutes comes back before its timers say that nobody is there. */
   get state() {
-    return this.#state;
+    return this.#state === "active" && this.#isPresent() ? "active" : "idle";
   }
 
   watch(page, frame) {
@@ -36,9 +37,12 @@ export class Attention {
   }
 
   #look() {
-    const present = document.visibilityState === "visible" && performance.now() - this.#lastDeed < PRESENT_FOR;
-    if (!present) this.#becomeIdle();
+    if (!this.#isPresent()) this.#becomeIdle();
     else if (performance.now() - this.#lastSaid >= RENEW_EVERY) this.#set("active");
+  }
+
+  #isPresent() {
+    return document.visibilityState === "visible" && performance.now() - this.#lastDeed < PRESENT_FOR;
   }
 
   #becomeIdle() {

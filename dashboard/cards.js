@@ -80,7 +80,7 @@ class Card {
     const claim = guardrail.claim && Date.parse(guardrail.claim.until) > Date.now() ? guardrail.claim : null;
     this.#claimed = this.#claimed && Boolean(claim);
     this.#claimLine.hidden = !claim;
-    if (claim) setText(this.#claimLine, `${this.#claimed ? "You have it" : `${claim.by} has it`}, until ${clock(claim.until)}`);
+    if (claim) setText(this.#claimLine, `${this.#claimed ? "You have it" : `${claim.by} has it`} until ${clock(claim.until)}`);
     setText(this.#claimButton, this.#claimed ? "Give it back" : "I have it");
     this.tick();
   }

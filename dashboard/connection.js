@@ -6,6 +6,8 @@
 
 const SUBPROTOCOL = "onlooker.v1";
 const LONGEST_DELAY = 30_000;
+/** A page that shares a busy machine may be late itself: a shorter silence says nothing about the connection. */
+const SHORTEST_SILENCE = 5_000;
 /** A connection that lived this long was a good one: the next loss is retried at once again. */
 const SETTLED_AFTER = 10_000;
 
@@ -160,7 +162,7 @@ export class Connection {
   }
 
   #greet(hello) {
-    this.#quiet = hello.pingEvery * 2.5;
+    this.#quiet = Math.max(SHORTEST_SILENCE, hello.pingEvery * 2.5);
     if (hello.auth !== "required") return;
     if (this.#token) this.#send({ type: "auth", token: this.#token });
     else this.#stop("token", "A token is needed");

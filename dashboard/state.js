@@ -50,14 +50,14 @@ export class FollowedSession {
     this.picture = null;
   }
 
-  /** Takes a snapshot; returns the ids of guardrails that were closed unseen. */
+  /** Takes a snapshot; returns the ids of guardrails that were closed, or taken by the runtime, unseen. */
   snapshot({ state, watchers }) {
     this.view = state;
     this.watchers = watchers;
     this.picture = state.picture ?? null;
     const listed = new Map(state.guardrails.map((guardrail) => [guardrail.guardrailId, guardrail]));
     const unseen = [...this.guardrails.values()]
-      .filter((known) => isOpen(known) && !listed.has(known.guardrailId)).map((known) => known.guardrailId);
+      .filter((known) => isUnfinished(known) && !listed.has(known.guardrailId)).map((known) => known.guardrailId);
     for (const guardrail of listed.values()) this.guardrails.set(guardrail.guardrailId, guardrail);
     return unseen;
   }
@@ -69,6 +69,15 @@ export class FollowedSession {
     if (known && known.revision === guardrail.revision && !isOpen(known) && isOpen(guardrail)) return;
     this.guardrails.set(guardrail.guardrailId, guardrail);
     this.#forgetOldest();
+  }
+
+  /** Takes the list of who has said "I have it", which is always whole. */
+  claims(claims) {
+    for (const guardrail of this.guardrails.values()) {
+      const claim = claims.find((one) => one.guardrailId === guardrail.guardrailId && one.revision === guardrail.revision);
+      if (claim) guardrail.claim = { by: claim.by, until: claim.until };
+      else delete guardrail.claim;
+    }
   }
 
   /** Applies a live event; returns the id of a guardrail that it raised, if it did. */
@@ -86,8 +95,9 @@ export class FollowedSession {
       case "screenshot": this.picture = { ...data, at }; break;
       case "control_taken": this.view.control = { holder: data.holder ?? data.by ?? "somebody", since: at }; break;
       case "control_released": delete this.view.control; break;
-      case "runtime_disconnected": this.view.status = "orphaned"; break;
-      case "session_started": case "runtime_reconnected": this.view.status = "active"; break;
+      case "session_started": this.#runtime(data, true); break;
+      case "runtime_connected": case "runtime_reconnected": this.view.status = "active"; this.#runtime(data, true); break;
+      case "runtime_disconnected": this.view.status = "orphaned"; this.#runtime(data, false); break;
       case "session_ended": Object.assign(this.view, { status: "ended", reason: data.reason, endedAt: at }); break;
       case "guardrail_trigger": return this.#raised(data, { at, id, task, position });
       case "guardrail_resolved": this.#resolved(data, at); break;
@@ -111,6 +121,11 @@ export class FollowedSession {
     return inWork ?? tasks.find((task) => task.status === "queued") ?? tasks.at(-1);
   }
 
+  #runtime({ runtime }, connected) {
+    const name = runtime ?? this.view.runtime?.name;
+    if (name) this.view.runtime = { name, connected };
+  }
+
   #task(id, change) {
     const task = id ? this.view.tasks.find((known) => known.task === id) : this.currentTask();
     const known = Object.fromEntries(Object.entries(change).filter(([, value]) => value !== undefined));
@@ -125,10 +140,10 @@ export class FollowedSession {
     if (last && last.revision >= revision && !isOpen(last)) return guardrailId;
     this.guardrails.delete(guardrailId);
     this.guardrails.set(guardrailId, {
-      session: this.id, guardrailId, revision, asked: revision, task, kind: data.kind ?? "other", value: data.value ?? "",
+      session: this.id, guardrailId, revision, asked: data.asked ?? revision, task, kind: data.kind ?? "other", value: data.value ?? "",
       domain: data.domain, fields: data.fields ?? [], choices: data.choices ?? [], websiteError: data.websiteError,
       state: "open", openedAt: at, onTimeout: data.onTimeout ?? "keep_waiting", position,
-      expiresAt: data.expiresIn ? new Date(Date.parse(at) + data.expiresIn).toISOString() : undefined,
+      expiresAt: data.expiresAt,
     });
     this.#task(task, { status: "waiting" });
     return guardrailId;
@@ -160,4 +175,9 @@ export class FollowedSession {
 
 export function isOpen(guardrail) {
   return guardrail.state === "open";
+}
+
+/** It still needs a person, or its answer is still on its way to the runtime. */
+function isUnfinished(guardrail) {
+  return isOpen(guardrail) || guardrail.state === "accepted";
 }

@@ -92,14 +92,16 @@ const LINES = {
   guardrail_taken: () => "The agent has the answer",
   sensitive: (d) => (d.on ? "Pictures are withheld: something secret is on the screen" : "Pictures are shown again"),
   control_taken: (d) => `${d.holder ?? d.by ?? "Somebody"} took control`,
-  control_released: (d) => `Control released${d.holder ? ` by ${d.holder}` : ""}`,
+  control_released: (d) => `Control is free again${d.reason ? `: ${words(d.reason)}` : ""}`,
+  runtime_connected: (d) => `${d.runtime ?? "A runtime"} has taken the session`,
+  epoch_changed: () => "The runtime lost events; the log begins anew",
   runtime_disconnected: () => "The runtime is away",
   runtime_reconnected: () => "The runtime is back",
 };
 
 const TONES = {
   guardrail_trigger: "alert", error: "bad", task_completed: "good", guardrail_resolved: "good", guardrail_taken: "good",
-  runtime_disconnected: "warn", task_stopped: "warn", agent: "said", response_update: "said",
+  runtime_disconnected: "warn", epoch_changed: "warn", task_stopped: "warn", agent: "said", response_update: "said",
 };
 
 function asText(value) {
