@@ -209,9 +209,11 @@ impl Following {
         let snapshot = self.session.snapshot().await?;
         let until = snapshot.position.offset;
         if snapshot.position.epoch != self.epoch {
-            // The epoch broke between looking and asking: nothing of the old one can be read.
-            self.epoch = snapshot.position.epoch;
-            self.next = until + 1;
+            // The epoch broke between looking and asking: nothing of the old one can be read, and that is to be told.
+            return Ok(self.begin_anew(GapReason::Epoch));
+        }
+        if snapshot.state.status == SessionStatus::Ended {
+            self.ended_seen.get_or_insert_with(Instant::now);
         }
         // A gap leaves nothing to replay, and neither does a fresh beginning at the newest event.
         self.next = self.next.min(until + 1);
@@ -249,7 +251,7 @@ impl Following {
         if let Some(picture) = self.newer_picture(&head) {
             return Ok(Step::Picture(picture));
         }
-        Ok(if self.has_ended().await? { Step::Ended } else { Step::Nothing })
+        Ok(if self.has_ended()? { Step::Ended } else { Step::Nothing })
     }
 
     async fn events(&mut self) -> Result<Step, Refusal> {
@@ -277,6 +279,8 @@ impl Following {
     fn begin_anew(&mut self, reason: GapReason) -> Step {
         let from = self.position();
         let head = self.session.head();
+        // What is trimmed because its epoch ended is lost for that reason.
+        let reason = if head.epoch == self.epoch { reason } else { GapReason::Epoch };
         self.epoch = head.epoch;
         self.next = head.next;
         self.phase = Phase::Begin { gap: None };
@@ -306,10 +310,11 @@ impl Following {
         Some(newest)
     }
 
-    /// The subscription ends with its session once the end is proved, or has had its time.
-    async fn has_ended(&mut self) -> Result<bool, Refusal> {
-        if self.ended_seen.is_none() && self.session.snapshot().await?.state.status == SessionStatus::Ended {
-            self.ended_seen = Some(Instant::now());
+    /// The subscription ends with its session once the end is proved, or has had its time. The end is in the snapshot
+    /// or an event after it: the owner is not asked, for it has better to do than to answer everybody after each event.
+    fn has_ended(&mut self) -> Result<bool, Refusal> {
+        if self.session.is_gone() {
+            return Err(Refusal::plain(Code::UnknownSession));
         }
         let Some(seen) = self.ended_seen else { return Ok(false) };
         let over = self.proved >= self.shown || Instant::now() >= seen + END_WAIT;
