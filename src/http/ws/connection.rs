@@ -317,7 +317,7 @@ impl Connection {
         }
     }
 
-    pub(super) fn into_wire(self) -> Wire {
+    pub(super) fn into_wire(self: Box<Self>) -> Wire {
         self.wire
     }
 }
