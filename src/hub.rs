@@ -5,7 +5,7 @@
 //! when nobody follows any more.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
@@ -24,7 +24,7 @@ const CHUNK: usize = 64;
 /// What a connection waits on: which of its subscriptions have something to read.
 #[derive(Default)]
 pub struct Signal {
-    ready: Mutex<Vec<u32>>,
+    ready: Mutex<VecDeque<u32>>,
     poked: AtomicBool,
     notify: Notify,
 }
@@ -40,9 +40,9 @@ impl Signal {
         }
     }
 
-    /// Takes one subscription that is ready.
+    /// Takes the subscription that has been ready for longest: one that always has more does not hold up the others.
     pub fn take(&self) -> Option<u32> {
-        self.lock().pop()
+        self.lock().pop_front()
     }
 
     /// Wakes the connection although no subscription has anything: somebody spoke for it.
@@ -52,11 +52,11 @@ impl Signal {
     }
 
     fn push(&self, slot: u32) {
-        self.lock().push(slot);
+        self.lock().push_back(slot);
         self.notify.notify_one();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<u32>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<u32>> {
         self.ready.lock().expect("no holder panics")
     }
 }

@@ -161,6 +161,11 @@ impl Session {
         self.0.head.clone()
     }
 
+    /// Whether its owner has ended: nothing more will come.
+    pub fn is_gone(&self) -> bool {
+        self.0.requests.is_closed()
+    }
+
     /// What the hub follows.
     pub fn source(&self) -> Source {
         Source { head: self.0.head.clone(), side: self.0.side.clone() }

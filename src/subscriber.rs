@@ -214,9 +214,11 @@ impl Following {
         let snapshot = self.session.snapshot().await?;
         let until = snapshot.position.offset;
         if snapshot.position.epoch != self.epoch {
-            // The epoch broke between looking and asking: nothing of the old one can be read.
-            self.epoch = snapshot.position.epoch;
-            self.next = until + 1;
+            // The epoch broke between looking and asking: nothing of the old one can be read, and that is to be told.
+            return Ok(self.begin_anew(GapReason::Epoch));
+        }
+        if snapshot.state.status == SessionStatus::Ended {
+            self.ended_seen.get_or_insert_with(Instant::now);
         }
         // A gap leaves nothing to replay, and neither does a fresh beginning at the newest event.
         self.next = self.next.min(until + 1);
@@ -258,7 +260,7 @@ impl Following {
         if let Some(picture) = self.newer_picture(&head) {
             return Ok(Step::Picture(picture));
         }
-        Ok(if self.has_ended() { Step::Ended } else { Step::Nothing })
+        Ok(if self.has_ended()? { Step::Ended } else { Step::Nothing })
     }
 
     async fn events(&mut self) -> Result<Step, Refusal> {
@@ -286,6 +288,8 @@ impl Following {
     fn begin_anew(&mut self, reason: GapReason) -> Step {
         let from = self.position();
         let head = self.session.head();
+        // What is trimmed because its epoch ended is lost for that reason.
+        let reason = if head.epoch == self.epoch { reason } else { GapReason::Epoch };
         self.epoch = head.epoch;
         self.next = head.next;
         self.phase = Phase::Begin { gap: None };
@@ -315,15 +319,19 @@ impl Following {
         Some(newest)
     }
 
-    /// The subscription ends with its session once the end is proved, or has had its time.
-    fn has_ended(&mut self) -> bool {
-        let Some(seen) = self.ended_seen else { return false };
+    /// The subscription ends with its session once the end is proved, or has had its time. The end is in the snapshot
+    /// or an event after it: the owner is not asked, for it has better to do than to answer everybody after each event.
+    fn has_ended(&mut self) -> Result<bool, Refusal> {
+        if self.session.is_gone() {
+            return Err(Refusal::plain(Code::UnknownSession));
+        }
+        let Some(seen) = self.ended_seen else { return Ok(false) };
         let over = self.proved >= self.shown || Instant::now() >= seen + END_WAIT;
         if over {
             self.phase = Phase::Ended;
             self.guard.set_leave(Leave::Clean);
         }
-        over
+        Ok(over)
     }
 
     /// When to ask again although nothing changed: an ended session's subscription ends by time.

@@ -44,6 +44,8 @@ struct Log {
 struct Content {
     records: VecDeque<Record>,
     bytes: usize,
+    /// Somebody may still hold the log: what it would count then is counted nowhere.
+    removed: bool,
 }
 
 impl MemoryEngine {
@@ -58,18 +60,22 @@ impl MemoryEngine {
     fn append_now(&self, session: SessionId, batch: Batch) -> Result<Head, EngineError> {
         let log = self.log(session)?;
         let mut content = log.lock();
+        if content.removed {
+            return Err(EngineError::UnknownLog);
+        }
         let head = *log.head.borrow();
         let mut next_head = check(&head, &batch)?;
-        let added: usize = batch.records.iter().map(Record::size).sum();
-        if self.stored.load(Ordering::Relaxed) + added as u64 > self.bounds.total_bytes {
+        let before = content.bytes;
+        let continues = batch.epoch == head.epoch;
+        let after = self.bytes_after(&content, continues, &batch.records);
+        if after > before && self.stored.load(Ordering::Relaxed) + (after - before) as u64 > self.bounds.total_bytes {
             return Err(EngineError::Full);
         }
-        let before = content.bytes;
-        if batch.epoch != head.epoch {
+        if !continues {
             content.records.clear();
             content.bytes = 0;
         }
-        content.bytes += added;
+        content.bytes += batch.records.iter().map(Record::size).sum::<usize>();
         content.records.extend(batch.records);
         self.trim(&mut content);
         next_head.first = content.records.front().map_or(next_head.next, |record| record.offset);
@@ -83,15 +89,32 @@ impl MemoryEngine {
         Ok(next_head)
     }
 
+    /// Whether the oldest of so many records goes.
+    fn is_too_long(&self, records: usize, bytes: usize) -> bool {
+        let over = records > self.bounds.log_records || bytes > self.bounds.log_bytes;
+        records > 1 && over && !sabotage::is_off(Guard::ByteBound)
+    }
+
     fn trim(&self, content: &mut Content) {
-        let unbounded = sabotage::is_off(Guard::ByteBound);
-        while content.records.len() > 1
-            && !unbounded
-            && (content.records.len() > self.bounds.log_records || content.bytes > self.bounds.log_bytes)
-        {
+        while self.is_too_long(content.records.len(), content.bytes) {
             let oldest = content.records.pop_front().expect("longer than one");
             content.bytes -= oldest.size();
         }
+    }
+
+    /// What the log will hold with these records, trimmed: at its own bound it does not grow, and is not refused.
+    fn bytes_after(&self, content: &Content, continues: bool, added: &[Record]) -> usize {
+        let kept = content.records.iter().filter(|_| continues);
+        let mut records = added.len() + if continues { content.records.len() } else { 0 };
+        let mut bytes = added.iter().map(Record::size).sum::<usize>() + if continues { content.bytes } else { 0 };
+        for oldest in kept.chain(added) {
+            if !self.is_too_long(records, bytes) {
+                break;
+            }
+            records -= 1;
+            bytes -= oldest.size();
+        }
+        bytes
     }
 
     fn read_now(&self, session: SessionId, from: u64, limit: ReadLimit) -> Result<Vec<Record>, EngineError> {
@@ -162,8 +185,10 @@ pub(super) fn check(head: &Head, batch: &Batch) -> Result<Head, EngineError> {
 impl Engine for MemoryEngine {
     fn create(&self, session: SessionId, epoch: Epoch, term: u64) -> BoxFuture<'_, Result<(), EngineError>> {
         let head = Head { epoch, term, first: 0, next: 0, n: 0 };
-        let log =
-            Log { content: Mutex::new(Content { records: VecDeque::new(), bytes: 0 }), head: watch::Sender::new(head) };
+        let log = Log {
+            content: Mutex::new(Content { records: VecDeque::new(), bytes: 0, removed: false }),
+            head: watch::Sender::new(head),
+        };
         self.logs.entry(session).or_insert_with(|| Arc::new(log));
         future::ready(Ok(())).boxed()
     }
@@ -182,7 +207,9 @@ impl Engine for MemoryEngine {
 
     fn remove(&self, session: SessionId) -> BoxFuture<'_, Result<(), EngineError>> {
         if let Some((_, log)) = self.logs.remove(&session) {
-            self.stored.fetch_sub(log.lock().bytes as u64, Ordering::Relaxed);
+            let mut content = log.lock();
+            content.removed = true;
+            self.stored.fetch_sub(content.bytes as u64, Ordering::Relaxed);
         }
         self.lock_records().retain(|key, _| key.session != session);
         future::ready(Ok(())).boxed()

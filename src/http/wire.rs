@@ -21,6 +21,9 @@ pub enum Turn {
     Flushed,
 }
 
+/// With this much waiting, nothing more is read: answers that nobody takes must not pile up.
+const READ_WHILE: usize = 1024 * 1024;
+
 pub struct Wire {
     socket: WebSocket,
     out: VecDeque<Message>,
@@ -77,6 +80,10 @@ impl Wire {
         poll_fn(|cx| {
             if let Poll::Ready(turn) = self.poll_send(cx) {
                 return Poll::Ready(turn);
+            }
+            if self.waiting_bytes > READ_WHILE {
+                // Sending wakes this; a peer that takes nothing is found out by its stall.
+                return Poll::Pending;
             }
             self.socket.poll_next_unpin(cx).map(|next| match next {
                 Some(Ok(Message::Close(frame))) => Turn::Closed(frame.map(|frame| frame.code)),

@@ -41,6 +41,8 @@ pub(super) struct Link {
     begun: AtomicU32,
     /// Whether a request is being answered, or the connection was upgraded.
     busy: AtomicBool,
+    /// The connection was upgraded: its surface finds out a peer that takes nothing, and closes it with a code.
+    upgraded: AtomicBool,
 }
 
 impl Link {
@@ -118,6 +120,7 @@ pub struct NotifyBody {
 
 impl NotifyBody {
     pub(super) fn new(inner: Body, written: Written, upgrades: bool) -> Self {
+        written.shared.link.upgraded.store(upgrades, Ordering::Release);
         let length = http_body::Body::size_hint(&inner).exact();
         Self { inner, written, length, taken: 0, ended: false, last: upgrades }
     }
@@ -187,7 +190,7 @@ impl<S> Tracked<S> {
 
     /// Passes a result of writing on, unless the peer has taken nothing for too long.
     fn progress<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if result.is_ready() {
+        if result.is_ready() || self.link.upgraded.load(Ordering::Acquire) {
             self.stalled = None;
             return result;
         }

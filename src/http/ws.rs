@@ -49,28 +49,33 @@ pub async fn upgrade(State(app): State<App>, headers: HeaderMap, upgrade: WebSoc
 async fn serve(app: App, wire: Wire, token: Option<String>) {
     app.metrics.subscribers_opened.inc();
     app.connections.fetch_add(1, Ordering::Relaxed);
-    // A task of its own, so that the upgrade's larger future does not live as long as the connection.
+    // A task of its own, so that the upgrade's larger future does not live as long as the connection. What it needs at
+    // its beginning and at its end only is boxed: idle connections are many, and pay for what is in the task's future.
     let tasks = app.tasks.clone();
+    let greeting = Box::pin(greet(app.clone(), wire, token));
     let handle = tasks.spawn(async move {
-        let metrics = std::sync::Arc::clone(&app.metrics);
-        let counted = app.clone();
-        greet_and_run(app, wire, token).await;
-        counted.connections.fetch_sub(1, Ordering::Relaxed);
-        metrics.subscribers_closed.inc();
+        if let Some(mut connection) = greeting.await {
+            let ended = run(&mut connection).await;
+            Box::pin(finish(connection, ended)).await;
+        }
+        app.connections.fetch_sub(1, Ordering::Relaxed);
+        app.metrics.subscribers_closed.inc();
     });
     drop(handle);
 }
 
-async fn greet_and_run(app: App, mut wire: Wire, token: Option<String>) {
+/// Says hello and learns who it is. `None`: it was refused, or has left.
+async fn greet(app: App, mut wire: Wire, token: Option<String>) -> Option<Box<Connection>> {
     let id = ConnectionId::random();
     wire.send(&hello(&app, id));
-    let grant = match Box::pin(authenticate(&app, &mut wire, token)).await {
+    let grant = match authenticate(&app, &mut wire, token).await {
         Ok(grant) => grant,
         Err(Refusing::Code(code, reason)) => {
             app.metrics.closed(code);
-            return wire.close(code, reason, GOODBYE).await;
+            wire.close(code, reason, GOODBYE).await;
+            return None;
         }
-        Err(Refusing::Gone) => return,
+        Err(Refusing::Gone) => return None,
     };
     wire.send(&GatewayToSubscriber::Ready {
         project: grant.project.to_string(),
@@ -78,9 +83,7 @@ async fn greet_and_run(app: App, mut wire: Wire, token: Option<String>) {
         who: grant.who.to_string(),
         at: crate::clock::now_text(),
     });
-    let mut connection = Connection::new(app.clone(), wire, id, grant);
-    let ended = run(&mut connection).await;
-    finish(app, connection, ended).await;
+    Some(Box::new(Connection::new(app, wire, id, grant)))
 }
 
 /// What ends the greeting.
@@ -195,7 +198,8 @@ async fn run(connection: &mut Connection) -> Ended {
     }
 }
 
-async fn finish(app: App, mut connection: Connection, ended: Ended) {
+async fn finish(mut connection: Box<Connection>, ended: Ended) {
+    let app = connection.app.clone();
     // Only 1000 says that nobody comes back: a browser sends 1001 on every reload.
     let leave = if matches!(ended, Ended::ByPeer(Some(1000))) { Leave::Clean } else { Leave::Abnormal };
     connection.let_go(leave).await;

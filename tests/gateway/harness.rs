@@ -8,7 +8,15 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Bytes, extract::State, http::HeaderMap, http::StatusCode, response::{IntoResponse, Response}, routing::post};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::HeaderMap,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::post,
+};
 use futures::{SinkExt, StreamExt};
 use onlooker::{
     config::{
@@ -136,6 +144,8 @@ impl TestGateway {
 
     /// A gateway that runs in another process.
     pub fn at(url: String) -> Self {
+        // A gateway of this process would have installed it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).no_proxy().build().unwrap();
         Self { gateway: None, url, http }
     }

@@ -209,7 +209,8 @@ impl Publisher {
         if self.random.random_bool(0.05) {
             self.questions += 1;
             let id = format!("g{}", self.questions % 6);
-            let data = json!({ "type": "human_input_needed", "value": "?", "guardrailId": id, "revision": self.questions });
+            let data =
+                json!({ "type": "human_input_needed", "value": "?", "guardrailId": id, "revision": self.questions });
             return ("guardrail_trigger", data);
         }
         let pad = if heavy { self.random.random_range(0..12_000) } else { 0 };
@@ -522,7 +523,8 @@ async fn one_run(gateway: Arc<TestGateway>, taken: Taken, seed: u64) {
 fn tiny_logs() -> Config {
     let mut config = quick();
     config.limits.log_events = HELD;
-    config.times.ping_every = Duration::from_millis(100);
+    // A runtime without a sign of life for three of these is closed; questions are followed by a ping at once.
+    config.times.ping_every = Duration::from_secs(2);
     config.times.live_window = Duration::from_secs(20);
     config
 }

@@ -1,17 +1,26 @@
 //! Following from a position: nothing missing, nothing twice, and a gap where that cannot be.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures::{SinkExt, StreamExt};
-use onlooker::{config::Config, engine::memory::MemoryEngine, gateway::memory_bounds};
+use onlooker::{
+    config::Config,
+    engine::{
+        faulty::{Faults, FaultyEngine},
+        memory::MemoryEngine,
+    },
+    gateway::memory_bounds,
+};
 use onlooker_protocol::{
     Position,
     event::{Epoch, EventFrame, Since},
     picture,
     runtime::{GatewayToRuntime, OpenSession, RuntimeToGateway},
-    subscriber::{
-        GapReason, GatewayToSubscriber, NewTask, SessionCommand, Subscribe, SubscriberToGateway,
-    },
+    subscriber::{GapReason, GatewayToSubscriber, NewTask, SessionCommand, Subscribe, SubscriberToGateway},
     view::{GuardrailState, SessionStatus, SessionView, TaskStatus},
 };
 use serde_json::{Value, json};
@@ -26,6 +35,9 @@ const HELD: u64 = 16;
 fn small_log() -> Config {
     let mut config = quick();
     config.limits.log_events = HELD as usize;
+    // A runtime that does nothing for a while is not to be taken for gone.
+    config.times.live_window = Duration::from_secs(20);
+    config.times.ping_every = Duration::from_secs(2);
     config
 }
 
@@ -134,7 +146,7 @@ async fn from_every_position_exactly_what_is_missing_comes_or_a_gap_is_told() {
     let gateway = TestGateway::with(small_log()).await;
     let mut runtime = gateway.runtime().await;
     let mut subscriber = gateway.subscriber().await;
-    for newest in [9, HELD - 1, HELD, 40] {
+    for newest in [9, HELD, 30] {
         let (session, epoch) = session_up_to(&mut runtime, newest).await;
         let first = (newest + 1).saturating_sub(HELD);
         for offset in 0..=newest {
@@ -354,7 +366,8 @@ async fn two_sessions_on_one_connection_are_each_complete_and_end_apart() {
     runtime.publish(&one, "x.unseen", json!({})).await;
     runtime.publish(&two, "x.seen", json!({})).await;
     subscriber.event("x.seen").await;
-    let unseen = |frame: &GatewayToSubscriber| matches!(frame, GatewayToSubscriber::Event(event) if event.session == one);
+    let unseen =
+        |frame: &GatewayToSubscriber| matches!(frame, GatewayToSubscriber::Event(event) if event.session == one);
     assert!(!subscriber.seen.iter().any(unseen));
     gateway.stop().await;
 }
@@ -483,7 +496,9 @@ impl Kept {
     }
 
     fn turn(&mut self, task: Option<&str>, from: TaskStatus, to: TaskStatus) {
-        for (_, status, _) in self.tasks.iter_mut().filter(|(id, status, _)| Some(id.as_str()) == task && *status == from) {
+        for (_, status, _) in
+            self.tasks.iter_mut().filter(|(id, status, _)| Some(id.as_str()) == task && *status == from)
+        {
             *status = to;
         }
     }
@@ -505,96 +520,145 @@ impl Kept {
     }
 }
 
-/// Runs a session through everything that changes its state.
-async fn eventful(gateway: &TestGateway, runtime: &mut Runtime, session: &str) {
-    let task = |id: &str| NewTask { task_id: Some(id.to_owned()), prompt: Some("p".to_owned()), ..NewTask::default() };
-    let mut person = gateway.subscriber().await;
-    let mut number = 0;
-    let mut command = async |command: SessionCommand| {
-        number += 1;
-        let reference = number.to_string();
-        let (session, asked) = (session.to_owned(), Some(reference.clone()));
-        person.send(SubscriberToGateway::Command { reference: asked, session, command }).await;
-        let answered = person.until("ok", |frame| match frame {
+/// Changes a session's state step by step, and after each step asks for a fresh snapshot.
+struct Stage<'a> {
+    runtime: Runtime,
+    person: Subscriber,
+    prober: Subscriber,
+    gateway: &'a TestGateway,
+    session: String,
+    /// What fresh snapshots said, by offset.
+    probes: BTreeMap<u64, Kept>,
+    commands: u32,
+}
+
+impl Stage<'_> {
+    async fn probe(&mut self) {
+        let begun = follow_since(&mut self.prober, &self.session, Since::Latest).await;
+        self.probes.insert(begun.snapshot.offset, Kept::of(&begun.state));
+        unsubscribe(&mut self.prober, &self.session).await;
+    }
+
+    async fn publish(&mut self, kind: &str, data: Value) {
+        self.runtime.publish(&self.session.clone(), kind, data).await;
+        self.probe().await;
+    }
+
+    async fn ask(&mut self, id: &str, more: Value) {
+        self.runtime.ask(&self.session.clone(), id, more).await;
+        self.probe().await;
+    }
+
+    async fn command(&mut self, command: SessionCommand) {
+        self.commands += 1;
+        let reference = self.commands.to_string();
+        let (session, asked) = (self.session.clone(), Some(reference.clone()));
+        self.person.send(SubscriberToGateway::Command { reference: asked, session, command }).await;
+        let answered = self.person.until("ok", |frame| match frame {
             GatewayToSubscriber::Ok { reference: Some(of), .. } if *of == reference => Some(()),
             GatewayToSubscriber::Error { refusal, .. } => panic!("refused: {refusal}"),
             _ => None,
         });
         answered.await;
-    };
-    for id in ["t1", "t2", "t3", "t4"] {
-        command(SessionCommand::NewTask { task: task(id) }).await;
+        self.probe().await;
     }
-    runtime.publish(session, "task_started", json!({ "taskId": "t1" })).await;
-    runtime.publish(session, "action", json!({ "name": "click" })).await;
-    command(SessionCommand::Pause).await;
-    command(SessionCommand::Resume).await;
-    runtime.ask(session, "g1", json!({})).await;
-    runtime.ask(session, "g2", json!({})).await;
-    runtime.publish(session, "guardrail_withdrawn", json!({ "guardrailId": "g1" })).await;
-    let body = json!({ "session": session, "revision": 1, "idempotencyKey": "k", "action": "submit", "text": "yes" });
-    assert_eq!(gateway.post("/v1/guardrails/g2/answer", body).await.0, 200);
-    runtime.publish(session, "guardrail_taken", json!({ "guardrailId": "g2", "revision": 1 })).await;
-    runtime.publish_picture(session, b"picture").await;
-    runtime.publish(session, "sensitive", json!({ "on": true })).await;
-    runtime.publish(session, "sensitive", json!({ "on": false })).await;
-    command(SessionCommand::TakeControl).await;
-    command(SessionCommand::ReleaseControl { token: None }).await;
-    runtime.publish(session, "task_completed", json!({ "taskId": "t1", "message": "done" })).await;
-    runtime.publish(session, "task_started", json!({ "taskId": "t2" })).await;
-    runtime.ask(session, "g3", json!({})).await;
-    runtime.ask(session, "g3", json!({ "revision": 2 })).await;
-    runtime.publish(session, "error", json!({ "error": "no" })).await;
-    runtime.publish(session, "task_started", json!({ "taskId": "t3" })).await;
-    runtime.ask(session, "g4", json!({})).await;
-    command(SessionCommand::Stop).await;
-    runtime.publish(session, "task_started", json!({ "taskId": "t4" })).await;
-    runtime.ask(session, "g5", json!({})).await;
-    command(SessionCommand::Terminate).await;
+
+    async fn answer(&mut self, id: &str) {
+        let body =
+            json!({ "session": self.session, "revision": 1, "idempotencyKey": "k", "action": "submit", "text": "yes" });
+        assert_eq!(self.gateway.post(&format!("/v1/guardrails/{id}/answer"), body).await.0, 200);
+        self.probe().await;
+    }
+
+    /// Everything that changes a session's state.
+    async fn play(&mut self) {
+        for id in ["t1", "t2", "t3", "t4"] {
+            let (task_id, prompt) = (Some(id.to_owned()), Some("p".to_owned()));
+            self.command(SessionCommand::NewTask { task: NewTask { task_id, prompt, ..NewTask::default() } }).await;
+        }
+        self.publish("task_started", json!({ "taskId": "t1" })).await;
+        self.publish("action", json!({ "name": "click" })).await;
+        self.command(SessionCommand::Pause).await;
+        self.command(SessionCommand::Resume).await;
+        self.ask("g1", json!({})).await;
+        self.ask("g2", json!({})).await;
+        self.publish("guardrail_withdrawn", json!({ "guardrailId": "g1" })).await;
+        self.answer("g2").await;
+        self.publish("guardrail_taken", json!({ "guardrailId": "g2", "revision": 1 })).await;
+        self.runtime.publish_picture(&self.session.clone(), b"picture").await;
+        self.probe().await;
+        self.publish("sensitive", json!({ "on": true })).await;
+        self.publish("sensitive", json!({ "on": false })).await;
+        self.command(SessionCommand::TakeControl).await;
+        self.command(SessionCommand::ReleaseControl { token: None }).await;
+        self.publish("task_completed", json!({ "taskId": "t1", "message": "done" })).await;
+        self.publish("task_started", json!({ "taskId": "t2" })).await;
+        self.ask("g3", json!({})).await;
+        self.ask("g3", json!({ "revision": 2 })).await;
+        self.command(SessionCommand::Pause).await;
+        self.command(SessionCommand::Resume).await;
+        self.publish("error", json!({ "error": "no" })).await;
+        self.publish("task_started", json!({ "taskId": "t3" })).await;
+        self.ask("g4", json!({})).await;
+        self.command(SessionCommand::Stop).await;
+        self.publish("task_started", json!({ "taskId": "t4" })).await;
+        self.ask("g5", json!({})).await;
+        self.command(SessionCommand::Terminate).await;
+    }
 }
 
-/// A view taken before any event, and every event after it: at each of them the state is what a snapshot there says.
 #[tokio::test]
 async fn a_snapshot_and_the_events_after_it_come_to_what_a_fresh_snapshot_says() {
-    let gateway = TestGateway::start().await;
+    let gateway = TestGateway::with(small_log()).await;
     let mut runtime = gateway.runtime().await;
     let (session, _) = runtime.open(OpenSession::default()).await;
     let mut follower = gateway.subscriber().await;
     let begun = follow_since(&mut follower, &session, Since::Latest).await;
-    let first = Kept::of(&begun.state);
-    // Fresh snapshots at many moments, from a connection that subscribes again and again.
-    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
-    let mut prober = gateway.subscriber().await;
-    let probing = tokio::spawn({
-        let session = session.clone();
-        async move {
-            let mut probes = BTreeMap::new();
-            while stopped.try_recv().is_err() {
-                let begun = follow_since(&mut prober, &session, Since::Latest).await;
-                probes.insert(begun.snapshot.offset, Kept::of(&begun.state));
-                unsubscribe(&mut prober, &session).await;
+    let following = tokio::spawn(async move {
+        let (mut kept, mut states) = (Kept::of(&begun.state), BTreeMap::new());
+        while kept.status != SessionStatus::Ended {
+            if let GatewayToSubscriber::Event(event) = next(&mut follower).await {
+                kept.apply(&event);
+                states.insert(event.position.offset, (event.event.kind, kept.clone()));
             }
-            probes
         }
+        states
     });
-    eventful(&gateway, &mut runtime, &session).await;
-    let (mut kept, mut at_offset) = (first, BTreeMap::new());
-    while kept.status != SessionStatus::Ended {
-        if let GatewayToSubscriber::Event(event) = next(&mut follower).await {
-            kept.apply(&event);
-            at_offset.insert(event.position.offset, (event.event.kind.clone(), kept.clone()));
-        }
-    }
-    stop.send(()).unwrap();
-    let mut last = gateway.subscriber().await;
-    let end = follow_since(&mut last, &session, Since::Latest).await;
-    let mut probes = probing.await.unwrap();
-    probes.insert(end.snapshot.offset, Kept::of(&end.state));
-    assert!(probes.len() > 5, "only {} moments were looked at", probes.len());
-    for (offset, probe) in &probes {
-        let Some((kind, kept)) = at_offset.get(offset) else { continue };
+    let (person, prober) = (gateway.subscriber().await, gateway.subscriber().await);
+    let probes = BTreeMap::new();
+    let mut stage = Stage { runtime, person, prober, gateway: &gateway, session, probes, commands: 0 };
+    stage.play().await;
+    let states = following.await.unwrap();
+    assert!(stage.probes.len() > 30, "only {} moments were looked at", stage.probes.len());
+    for (offset, probe) in &stage.probes {
+        let (kind, kept) = &states[offset];
         assert_eq!(kept, probe, "after {kind} at {offset}");
     }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn an_epoch_that_breaks_between_subscribing_and_the_snapshot_is_told() {
+    let config = small_log();
+    let faults = Arc::new(Faults::default());
+    let engine = FaultyEngine::new(MemoryEngine::new(memory_bounds(&config)), Arc::clone(&faults), 1);
+    let gateway = TestGateway::on(config, Arc::new(engine)).await;
+    let mut runtime = gateway.runtime().await;
+    let (session, epoch) = session_up_to(&mut runtime, 6).await;
+    let mut subscriber = gateway.subscriber().await;
+    // The owner tries to break the epoch and cannot; meanwhile somebody resumes, and waits for its snapshot.
+    faults.failing_per_mille.store(1000, Ordering::Relaxed);
+    runtime.send(RuntimeToGateway::NLost { session: session.clone(), from: 100 }).await;
+    let broken = || async { gateway.metric("onlooker_epochs_broken_total").await == 1.0 };
+    wait_until("the epoch is about to break", broken).await;
+    let since = Since::After(at(epoch, 3));
+    subscriber.subscribe(Subscribe { session: Some(session.clone()), since, ..follow() }).await;
+    // Too short on a slow day means only that the gap is told for the simpler reason.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    faults.failing_per_mille.store(0, Ordering::Relaxed);
+    let begun = beginning(&mut subscriber, &session).await;
+    assert_eq!(begun.gap, Some((GapReason::Epoch, Some(at(epoch, 3)))));
+    assert_ne!(begun.snapshot.epoch, epoch);
     gateway.stop().await;
 }
 
@@ -628,7 +692,9 @@ async fn a_project_of_250_sessions_is_told_in_chunks_and_nothing_is_left_out() {
     assert_eq!(told, opened);
     runtime.send(RuntimeToGateway::End { session: opened[7].clone() }).await;
     let ended = subscriber.until("the summary of the end", |frame| match frame {
-        GatewayToSubscriber::Summary(summary) if summary.status == SessionStatus::Ended => Some(summary.session.clone()),
+        GatewayToSubscriber::Summary(summary) if summary.status == SessionStatus::Ended => {
+            Some(summary.session.clone())
+        }
         _ => None,
     });
     assert_eq!(ended.await, opened[7]);

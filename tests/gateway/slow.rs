@@ -21,8 +21,8 @@ use onlooker_protocol::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
     sync::watch,
 };
 use tokio_tungstenite::tungstenite::Message;
@@ -70,6 +70,8 @@ fn settings_of(name: &str) -> Config {
 struct ChildGateway {
     gateway: TestGateway,
     child: Child,
+    /// Kept open: the child's test harness has a last word.
+    _said: Lines<BufReader<ChildStdout>>,
 }
 
 impl ChildGateway {
@@ -89,7 +91,7 @@ impl ChildGateway {
                 break url.to_owned();
             }
         };
-        Self { gateway: TestGateway::at(url), child }
+        Self { gateway: TestGateway::at(url), child, _said: lines }
     }
 
     /// Resident memory of the child, in bytes.
@@ -159,7 +161,9 @@ impl Firehose {
         let (session, n) = (self.session.clone(), self.n);
         self.runtime
             .until("accepted", |frame| match frame {
-                GatewayToRuntime::Accepted { session: of, n: up_to, .. } => (*of == session && *up_to >= n).then_some(()),
+                GatewayToRuntime::Accepted { session: of, n: up_to, .. } => {
+                    (*of == session && *up_to >= n).then_some(())
+                }
                 GatewayToRuntime::EventRefused { refusal, .. } => panic!("refused: {refusal}"),
                 _ => None,
             })
@@ -257,7 +261,8 @@ async fn a_subscriber_that_never_reads_costs_no_memory_and_hurts_nobody() {
         before / 1024,
         latencies.len(),
     );
-    assert_eq!((closes(&child.gateway, "too_slow").await, closes(&child.gateway, "no_pong").await), (0, 0));
+    // The stalled reader was there all the time, and the good one has left.
+    wait_until("one is left", || async { child.gateway.metric("onlooker_connections").await == 1.0 }).await;
     assert!(grown < 32 * 1024, "a reader that reads nothing made memory grow by {grown} KiB");
     assert!(p99 < Duration::from_secs(1), "the good reader waited: p99 {p99:?}");
     drop(stalled);
@@ -271,8 +276,12 @@ async fn who_takes_nothing_for_the_stall_time_is_closed_with_4001_and_resumes() 
     let mut stalled = Subscriber::narrow(&child.gateway).await;
     follow_pictures(&mut stalled, &firehose.session).await;
     stalled.live().await;
-    firehose.publish_bytes(16 * MIB).await;
-    wait_until("it is closed", || async { closes(&child.gateway, "too_slow").await == 1 }).await;
+    // The kernel takes some megabytes before anything waits.
+    let start = Instant::now();
+    while closes(&child.gateway, "too_slow").await == 0 {
+        assert!(start.elapsed() < BOUND, "it takes nothing, and is not closed");
+        firehose.publish().await;
+    }
     // What the kernel holds comes first, then the code. The goodbye waits for two seconds.
     assert_eq!(stalled.closed().await, Some(4001));
     let mut back = child.gateway.subscriber().await;

@@ -56,6 +56,8 @@ pub(super) struct Connection {
     pub touched: HashSet<SessionId>,
     last_ping: u64,
     next_ping: Instant,
+    /// A ping was due while something waited: it goes out before anything else is asked for.
+    owes_ping: bool,
     last_pong: Instant,
     unreadable: u32,
 }
@@ -88,6 +90,7 @@ impl Connection {
             touched: HashSet::new(),
             last_ping: 0,
             next_ping,
+            owes_ping: false,
             last_pong: now,
             unreadable: 0,
         }
@@ -113,6 +116,10 @@ impl Connection {
 
     /// Asks subscriptions for what they have, until enough waits or nothing is left.
     pub(super) async fn fill(&mut self) -> Result<(), Ended> {
+        // Whoever reads slowly is never idle for long, and is alive all the same.
+        if self.owes_ping && self.wire.is_idle() {
+            self.ping();
+        }
         // Questions and results shall be proved soon.
         let mut urgent = false;
         while self.wire.waiting() < FILL {
@@ -242,6 +249,7 @@ impl Connection {
             if self.wire.is_idle() {
                 self.ping();
             } else {
+                self.owes_ping = true;
                 self.next_ping = now + times.ping_every;
             }
             for following in self.followings.values().filter(|f| f.deadline().is_some_and(|at| now >= at)) {
@@ -252,6 +260,7 @@ impl Connection {
     }
 
     pub(super) fn ping(&mut self) {
+        self.owes_ping = false;
         self.last_ping += 1;
         let id = self.last_ping;
         let positions: BTreeMap<String, Position> = self
@@ -308,7 +317,7 @@ impl Connection {
         }
     }
 
-    pub(super) fn into_wire(self) -> Wire {
+    pub(super) fn into_wire(self: Box<Self>) -> Wire {
         self.wire
     }
 }
