@@ -188,8 +188,7 @@ fn rule_5_waits_after_the_last_able_watcher_left_abnormally_before_the_raising()
 
 #[test]
 fn rule_5_counts_the_last_leave_before_the_raising_and_a_clean_one_ends_the_grace() {
-    let abnormal_then_clean =
-        [left(-3_000, Leave::Abnormal, true, None), left(-1_000, Leave::Clean, true, None)];
+    let abnormal_then_clean = [left(-3_000, Leave::Abnormal, true, None), left(-1_000, Leave::Clean, true, None)];
     assert_decides(&inputs(0, GUARDRAIL, &departed(&abnormal_then_clean)), Action::Send, Why::NobodyLooks);
     let after = [left(-3_000, Leave::Abnormal, true, None), left(1_000, Leave::Clean, true, None)];
     assert_decides(&inputs(1_000, GUARDRAIL, &departed(&after)), look(2_000), Why::GraceBeforeRaising);
@@ -218,10 +217,8 @@ fn rule_6_gives_a_first_look_from_the_raising_or_from_the_end_of_cover() {
     assert_decides(&inputs(0, GUARDRAIL, &looking), look(10_000), Why::FirstLook);
     assert_decides(&inputs(9_999, GUARDRAIL, &looking), look(10_000), Why::FirstLook);
     assert_decides(&inputs(10_000, GUARDRAIL, &looking), Action::Send, Why::NoProofInTime);
-    let cover_ended = Presence {
-        departures: vec![left(3_000, Leave::Clean, true, Some(OFFSET))],
-        ..present(&[watcher(true, None)])
-    };
+    let cover_ended =
+        Presence { departures: vec![left(3_000, Leave::Clean, true, Some(OFFSET))], ..present(&[watcher(true, None)]) };
     assert_decides(&inputs(12_999, GUARDRAIL, &cover_ended), look(13_000), Why::FirstLook);
     assert_decides(&inputs(13_000, GUARDRAIL, &cover_ended), Action::Send, Why::NoProofInTime);
     let read_only = present(&[watcher(false, None)]);
@@ -259,8 +256,9 @@ fn every_reason_names_its_rule_and_says_it_in_a_sentence() {
 
 fn any_departure() -> impl Strategy<Value = Departure> {
     let leave = prop_oneof![Just(Leave::Clean), Just(Leave::Abnormal)];
-    (-20_000..20_000i64, leave, any::<bool>(), proptest::option::of(0..12u64), any::<bool>())
-        .prop_map(|(ms, leave, able, proved, last)| Departure { last_able: able && last, ..left(ms, leave, able, proved) })
+    (-20_000..20_000i64, leave, any::<bool>(), proptest::option::of(0..12u64), any::<bool>()).prop_map(
+        |(ms, leave, able, proved, last)| Departure { last_able: able && last, ..left(ms, leave, able, proved) },
+    )
 }
 
 fn any_presence() -> impl Strategy<Value = Presence> {
@@ -332,7 +330,9 @@ proptest! {
 #[derive(Clone, Debug)]
 enum Act {
     /// Somebody comes who never proves anything; able or not, attentive.
-    Enter { able: bool },
+    Enter {
+        able: bool,
+    },
     Alive(usize),
     Idle(usize),
     Lapse,

@@ -8,7 +8,15 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Bytes, extract::State, http::HeaderMap, http::StatusCode, response::{IntoResponse, Response}, routing::post};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::HeaderMap,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::post,
+};
 use futures::{SinkExt, StreamExt};
 use onlooker::{
     config::{

@@ -241,7 +241,11 @@ async fn a_watcher_that_comes_between_decision_and_sending_holds_the_notice_back
     wait_until("the watcher has proved the question", || async {
         let (_, guardrail) = scene.gateway.get(&format!("/v1/guardrails/g?session={}", scene.session)).await;
         let (_, list) = scene.gateway.get(&format!("/v1/sessions/{}/watchers", scene.session)).await;
-        list["watchers"].as_array().unwrap().iter().any(|w| offset(&w["proved"]) >= offset(&guardrail["guardrail"]["position"]))
+        list["watchers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|w| offset(&w["proved"]) >= offset(&guardrail["guardrail"]["position"]))
     })
     .await;
     assert!(refused.elapsed() < Duration::from_secs(2), "too slow a machine for this test");
@@ -547,7 +551,10 @@ async fn a_higher_revision_is_a_new_question_and_the_old_message_is_updated() {
     let opened = scene.receiver.wait_for("guardrail.opened", 2).await;
     let updated = scene.receiver.wait_for("guardrail.updated", 1).await;
     assert_ne!(opened[0].id(), opened[1].id());
-    assert_eq!((&opened[1].body["guardrail"]["revision"], &opened[1].body["guardrail"]["value"]), (&json!(2), &json!("Really?")));
+    assert_eq!(
+        (&opened[1].body["guardrail"]["revision"], &opened[1].body["guardrail"]["value"]),
+        (&json!(2), &json!("Really?"))
+    );
     assert_eq!(updated[0].body["guardrail"]["revision"], 1);
     scene.gateway.stop().await;
 }
@@ -559,7 +566,10 @@ async fn the_record_of_why_is_readable() {
     scene.ask("g").await;
     scene.wait_why("g", COVERED).await;
     let why = scene.gateway.why(&scene.session, "g").await;
-    assert_eq!((&why["session"], &why["guardrailId"], &why["state"]), (&json!(scene.session), &json!("g"), &json!("open")));
+    assert_eq!(
+        (&why["session"], &why["guardrailId"], &why["state"]),
+        (&json!(scene.session), &json!("g"), &json!("open"))
+    );
     let last = why["decisions"].as_array().unwrap().last().unwrap();
     assert_eq!((&last["decision"], &last["rule"]), (&json!("look_again"), &json!(4)));
     assert!(last["againInMs"].as_u64().is_some_and(|again| again <= 20_000), "{last}");

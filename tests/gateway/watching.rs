@@ -95,8 +95,7 @@ async fn a_filter_without_questions_makes_nobody_able() {
     let (_runtime, session) = session(&gateway).await;
     let mut subscriber = gateway.subscriber().await;
     let filter = vec!["action".to_owned()];
-    let subscribe =
-        Subscribe { session: Some(session.clone()), filter, attention: Attention::Active, ..follow() };
+    let subscribe = Subscribe { session: Some(session.clone()), filter, attention: Attention::Active, ..follow() };
     subscriber.subscribe(subscribe).await;
     wait_counts(&gateway, &session, (1, 0, 1)).await;
     gateway.stop().await;
