@@ -287,6 +287,11 @@ impl Guardrail {
         self.outcome.as_ref()
     }
 
+    /// Whether fillers had values for it, which reach the runtime with the answer.
+    pub fn is_prefilled(&self) -> bool {
+        !self.prefilled.is_empty()
+    }
+
     /// What an answer would come to. Changes nothing.
     ///
     /// # Errors
@@ -314,6 +319,11 @@ impl Guardrail {
             Some(Accepted { idempotency_key: answer.idempotency_key.clone(), digest: AnswerDigest::of(&answer) });
         let mut values = std::mem::take(&mut self.prefilled);
         values.extend(std::mem::take(&mut answer.values));
+        if resolution.outcome == Outcome::Declined {
+            // Who declines hands nothing over, neither what was typed nor what was known already.
+            values.values_mut().for_each(Zeroize::zeroize);
+            values.clear();
+        }
         let mut outcome = self.outcome_without_values(resolution.outcome);
         outcome.text = answer.text.take();
         outcome.choice = answer.choice.take();

@@ -46,7 +46,11 @@ impl Owner {
         let result = match admitted {
             Ok(()) => match self.take_events(events).await {
                 Ok(()) => self.check_unreadable(unreadable),
-                Err(Stop::Refused(refusal)) => Err(refusal),
+                Err(Stop::Refused(mut refusal)) => {
+                    // It may quote what it refuses.
+                    refusal.message = self.redactor.redact_str(&refusal.message).into_owned();
+                    Err(refusal)
+                }
                 Err(Stop::Lost(lost)) => return Err(lost),
             },
             Err(refusal) => Err(refusal),
@@ -382,7 +386,7 @@ impl Owner {
     pub(super) async fn declined(&mut self, connection: ConnectionId, reason: &str) -> Result<(), OwnershipLost> {
         let offered = matches!(&self.runtime, RuntimeSide::Offered { seat, .. } if seat.connection == connection);
         if offered {
-            let reason: String = reason.chars().take(200).collect();
+            let reason: String = self.redactor.redact_str(reason).chars().take(200).collect();
             tracing::info!(session.id = %self.id(), reason, "the runtime declined the session");
             self.offer_next().await?;
         }

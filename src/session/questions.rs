@@ -8,7 +8,7 @@ use onlooker_protocol::{
     code::{Code, Refusal},
     event::kind,
     runtime::{GuardrailOutcome, RuntimeCommand},
-    subscriber::Answer,
+    subscriber::{Answer, AnswerAction},
     view::{ClaimView, GuardrailKind, GuardrailState, GuardrailView, GuardrailWhy, Outcome, Resolution},
 };
 use serde_json::{Map, Value, json};
@@ -41,15 +41,15 @@ impl Owner {
             Raising::Repeat => return self.repeat(&trigger.guardrail_id, numbers).await,
         };
         let filling = self.fill(&trigger);
+        if supersedes.is_some() {
+            self.close_unanswered(&trigger.guardrail_id, GuardrailState::Superseded, Outcome::Superseded, "runtime")
+                .await?;
+        }
         if filling.is_complete() {
             return self.filled(&trigger, revision, task, filling, numbers).await;
         }
         trigger.fields.clone_from(&filling.missing);
         trigger.redact(&self.redactor);
-        if supersedes.is_some() {
-            self.close_unanswered(&trigger.guardrail_id, GuardrailState::Superseded, Outcome::Superseded, "runtime")
-                .await?;
-        }
         let position = Position { epoch: self.log.epoch, offset: self.log.next };
         let at = clock::text(wall);
         let session = self.session.id.to_string();
@@ -114,7 +114,7 @@ impl Owner {
         let answer = Answer {
             revision,
             idempotency_key: ids::random_id(),
-            action: onlooker_protocol::subscriber::AnswerAction::Submit,
+            action: AnswerAction::Submit,
             text: None,
             choice: None,
             values: Default::default(),
@@ -228,16 +228,22 @@ impl Owner {
 
     fn hands_over_secrets(&self, id: &str, answer: &Answer) -> bool {
         let Some(guardrail) = self.book.get(id) else { return false };
+        if answer.action == AnswerAction::Decline {
+            return false;
+        }
         let secret = |field: &String| guardrail.view.fields.iter().any(|asked| asked.id == *field && asked.secret);
-        answer.values.keys().any(secret)
+        guardrail.is_prefilled() || answer.values.keys().any(secret)
     }
 
     /// No picture of what is being typed. The runtime closes the window, or time does.
     fn open_sensitive_window(&mut self) -> Option<Draft> {
+        let until = Some(Instant::now() + self.services.times.sensitive);
         if self.state.session().sensitive {
+            // A window of our own lasts for these values too; the runtime's is the runtime's to close.
+            self.sensitive_until = self.sensitive_until.and(until);
             return None;
         }
-        self.sensitive_until = Some(Instant::now() + self.services.times.sensitive);
+        self.sensitive_until = until;
         Some(Draft::new(kind::SENSITIVE, None, json!({ "on": true, "by": "gateway" })))
     }
 
