@@ -353,10 +353,12 @@ impl Streaming {
                 }
             }
             let stopping = self.app.stopping.clone();
+            let deadline = self.following.deadline();
             tokio::select! {
                 () = self.voice.signal.wait() => {}
                 () = stopping.cancelled() => self.end(&Refusal::plain(Code::Stopping)),
                 () = sleep_until(self.expires.unwrap_or(self.quiet_since)), if self.expires.is_some() => {}
+                () = sleep_until(deadline.unwrap_or(self.quiet_since)), if deadline.is_some() => self.following.wake(),
                 () = sleep_until(self.quiet_since + COMMENT_EVERY) => {
                     self.out.push_back(Bytes::from_static(b": ping\n\n"));
                     self.following.wake();

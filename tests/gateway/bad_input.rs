@@ -126,7 +126,6 @@ async fn a_subscriber_survives_frames_that_cannot_be_read() {
     subscriber.live().await;
     assert_eq!(counted(&gateway, "refusals", Code::BadFrame).await, 8.0);
     witness.is_undisturbed().await;
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -141,7 +140,6 @@ async fn an_error_names_the_request_that_it_answers() {
         })
         .await;
     assert_eq!(reference.as_deref(), Some("mine"));
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -161,7 +159,6 @@ async fn ten_frames_that_cannot_be_read_close_their_connection_and_no_other() {
     assert_eq!(runtime_closed(&mut runtime).await, Some(4501));
     assert_eq!(counted(&gateway, "closes", Code::UnreadableFrame).await, 3.0);
     witness.is_undisturbed().await;
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -175,7 +172,6 @@ async fn text_that_is_not_utf8_and_frames_that_break_the_protocol_close_only_the
     send_raw(&mut subscriber, 5, b"no such opcode").await;
     assert_eq!(subscriber.closed().await, Some(4501));
     witness.is_undisturbed().await;
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -193,7 +189,6 @@ async fn frames_above_the_limit_close_only_their_connection() {
     assert_eq!(runtime_closed(&mut runtime).await, Some(4504));
     assert_eq!(counted(&gateway, "closes", Code::FrameTooLarge).await, 2.0);
     witness.is_undisturbed().await;
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -237,7 +232,6 @@ async fn subscriptions_are_counted_and_each_session_is_followed_once() {
     {
         assert_eq!(counted(&gateway, "refusals", code).await, times, "{code}");
     }
-    gateway.stop().await;
 }
 
 // --- events ----------------------------------------------------------------------------------------------------------
@@ -310,7 +304,6 @@ async fn an_event_that_is_wrong_is_refused_with_its_code_and_takes_nothing_with_
         assert_eq!(counted(&gateway, "refusals", code).await, times + extra, "{code}");
     }
     witness.is_undisturbed().await;
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -325,7 +318,6 @@ async fn of_a_batch_everything_before_the_wrong_event_is_taken() {
     assert_eq!(refused_runtime(&mut runtime).await, (Some(2), Code::DuplicateKey));
     runtime.send_text(frame(&session, r#"{"n":3,"type":"x.a"},{"n":4,"type":"x.a"}"#)).await;
     runtime.accepted(&session, 4).await;
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -359,7 +351,6 @@ async fn a_runtime_survives_frames_that_mean_nothing() {
     runtime.send(RuntimeToGateway::End { session: session.clone() }).await;
     runtime.send_event(&session, "x.a", json!({})).await;
     assert_eq!(refused_runtime(&mut runtime).await.1, Code::SessionEnded);
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -398,7 +389,6 @@ async fn bodies_that_cannot_be_read_are_refused_in_json() {
         assert_eq!(publish(body).await.1["error"], error);
     }
     assert_eq!(publish(b"{\"events\":[{\"n\":1,\"type\":\"x.a\"}]}".to_vec()).await.0, 200);
-    gateway.stop().await;
 }
 
 // --- clients that do nothing -----------------------------------------------------------------------------------------
@@ -420,7 +410,6 @@ async fn who_never_says_who_it_is_is_closed() {
         }
     };
     assert_eq!(code, Some(4502));
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -443,7 +432,6 @@ async fn who_never_reads_is_closed_and_nobody_waits_for_it() {
     wait_until("the deaf one is closed", || async { counted(&gateway, "closes", Code::TooSlow).await >= 1.0 }).await;
     witness.is_undisturbed().await;
     drop(deaf);
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -468,7 +456,6 @@ async fn a_request_that_comes_byte_by_byte_is_cut() {
     assert!(!String::from_utf8_lossy(&got).contains("200 OK"));
     dripping.abort();
     witness.is_undisturbed().await;
-    gateway.stop().await;
 }
 
 // --- anything at all -------------------------------------------------------------------------------------------------
@@ -561,7 +548,6 @@ async fn no_input_of_a_subscriber_disturbs_another_or_breaks_its_connection() {
         }
     }
     assert_eq!(gateway.get("/healthz").await.0, 200);
-    gateway.stop().await;
 }
 
 /// Shows that the connection still answers (`None`), or the code with which it was closed.
@@ -608,5 +594,4 @@ async fn no_input_of_a_runtime_disturbs_another_or_breaks_its_connection() {
         }
     }
     assert_eq!(gateway.get("/healthz").await.0, 200);
-    gateway.stop().await;
 }

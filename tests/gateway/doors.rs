@@ -118,7 +118,6 @@ async fn an_open_gateway_answers_to_loopback_only_whatever_the_key() {
     let mut subscriber = Subscriber::connect(&gateway, Some("nonsense")).await;
     subscriber.until("ready", |frame| matches!(frame, GatewayToSubscriber::Ready { .. }).then_some(())).await;
     Runtime::connect(&gateway, "any", 1, Some("nonsense")).await;
-    gateway.stop().await;
 }
 
 // --- keys and scopes -------------------------------------------------------------------------------------------------
@@ -197,7 +196,6 @@ async fn every_route_asks_for_its_scope() {
     for path in ["/", "/app.js", "/healthz", "/readyz"] {
         assert_eq!(ask(&gateway, &Method::GET, path, None, &Value::Null).await.0, 200, "{path} holds no data");
     }
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -229,7 +227,6 @@ async fn sockets_ask_for_their_scopes_at_the_door_and_with_every_frame() {
     }
     let closed = metric_as(gateway, &keys["red"], "onlooker_closes_total{code=\"not_allowed\"}").await;
     assert_eq!(closed, 8.0);
-    drop(doors);
 }
 
 async fn metric_as(gateway: &TestGateway, key: &str, name: &str) -> f64 {
@@ -301,7 +298,6 @@ async fn keys_are_taken_from_the_header_or_the_first_frame() {
         false
     };
     assert!(tokio::time::timeout(BOUND, registered).await.unwrap());
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -315,7 +311,6 @@ async fn pages_of_foreign_origins_do_not_reach_a_closed_gateway() {
     }
     let refused = metric_as(&gateway, &keys["red"], "onlooker_refusals_total{code=\"origin_refused\"}").await;
     assert_eq!(refused, 1.0);
-    gateway.stop().await;
 }
 
 // --- projects --------------------------------------------------------------------------------------------------------
@@ -375,7 +370,6 @@ async fn a_foreign_session_is_as_unknown_as_none_at_all() {
     let (_, state) = get_as(gateway, red, &format!("/v1/guardrails/g?session={session}")).await;
     assert_eq!(state["guardrail"]["state"], "open", "nothing of all this had an effect");
     runtime.publish(&session, "action", json!({ "name": "on" })).await;
-    drop(doors);
 }
 
 /// The two sockets of a foreign project.
@@ -488,7 +482,6 @@ async fn a_token_reaches_its_sessions_and_scopes_and_nothing_else() {
     let mut forged = token.clone();
     forged.replace_range(20..21, if &token[20..21] == "A" { "B" } else { "A" });
     assert_eq!(get_as(gateway, &forged, &path(&session)).await.0, 401);
-    drop(doors);
 }
 
 #[tokio::test]
@@ -511,7 +504,6 @@ async fn only_a_key_with_admin_issues_tokens_and_none_beyond_what_tokens_carry()
         let (status, _) = post_as(&gateway, &keys[scope], "/v1/tokens", json!({ "scopes": ["watch"] })).await;
         assert_eq!(status, 403, "{scope}");
     }
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -536,7 +528,6 @@ async fn what_a_token_opened_ends_when_it_expires() {
     assert_eq!(closed, 1.0);
     let mut late = Subscriber::connect(gateway, Some(&token)).await;
     assert_eq!(late.closed().await, Some(4500));
-    drop(doors);
 }
 
 // --- TLS and addresses -----------------------------------------------------------------------------------------------
@@ -604,7 +595,6 @@ async fn https_and_wss_work_from_end_to_end() {
     // Clear text on the same port is no request.
     let plain = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().unwrap();
     assert!(plain.get(format!("http://{}/healthz", gateway.address())).send().await.is_err());
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -661,5 +651,4 @@ async fn the_page_and_its_files_carry_strict_headers() {
     let page = page.as_str().unwrap();
     assert!(!page.contains("http://") && !page.contains("https://"), "the page loads nothing from elsewhere");
     assert!(!page.contains("onclick=") && !page.contains("style=\""), "the policy would stop it");
-    gateway.stop().await;
 }

@@ -117,7 +117,6 @@ async fn sessions_go_to_the_runtime_whose_capacity_is_least_used() {
     assert_eq!(offered(&mut small).await.0, first);
     let second = create(&gateway, json!({})).await;
     assert_eq!(offered(&mut large).await.0, second);
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -132,7 +131,6 @@ async fn without_room_a_session_is_refused_until_a_place_is_free() {
     assert_eq!((status, &body["code"]), (503, &json!(2003)), "{body}");
     command(&gateway, &session, json!({ "command": "terminate" })).await;
     create(&gateway, json!({})).await;
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -157,7 +155,6 @@ async fn only_runtimes_that_may_serve_the_project_count() {
     assert_eq!(refused(&mut blue, &session).await, Code::UnknownSession);
     all.claim(&session, &claim).await;
     assert_eq!(ask().await.0, 503, "the pool is full, and blue does not count");
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -173,7 +170,6 @@ async fn a_declined_offer_goes_to_the_next_runtime_and_ends_when_none_is_left() 
     }
     until_status(&gateway, &session, "ended").await;
     assert_eq!(state(&gateway, &session).await["reason"], "no_runtime");
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -188,7 +184,6 @@ async fn an_offer_that_nobody_answers_goes_to_the_next_runtime() {
     assert_eq!(offered(&mut silent).await.0, session);
     assert_eq!(ready.take_assigned().await.0, session);
     assert_eq!(state(&gateway, &session).await["runtime"]["name"], "ready");
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -201,7 +196,6 @@ async fn an_offer_to_a_runtime_that_leaves_goes_to_the_next_one() {
     offered(&mut leaves).await;
     drop(leaves);
     assert_eq!(stays.take_assigned().await.0, session);
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -212,7 +206,6 @@ async fn a_session_whose_first_task_is_wrong_is_offered_to_no_runtime() {
     assert_eq!((status, &body["error"]), (400, &json!("invalid")));
     let right = create(&gateway, json!({})).await;
     assert_eq!(offered(&mut runtime).await.0, right, "the first offer is the right session's");
-    gateway.stop().await;
 }
 
 // --- who holds a session ---------------------------------------------------------------------------------------------
@@ -240,7 +233,6 @@ async fn a_runtime_that_comes_back_goes_on_where_it_was() {
     let kinds = kinds(&gateway, &session).await;
     let of_runtimes: Vec<_> = kinds.iter().filter(|kind| kind.starts_with("runtime_")).collect();
     assert_eq!(of_runtimes, ["runtime_connected", "runtime_disconnected", "runtime_reconnected"]);
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -256,7 +248,6 @@ async fn a_session_is_nobodys_without_its_token() {
     send_claim(&mut thief, "aaaaaaaaaaaaaaaaaaaa", "x", 0).await;
     assert_eq!(refused(&mut thief, "aaaaaaaaaaaaaaaaaaaa").await, Code::UnknownSession);
     owner.publish(&session, "action", json!({ "name": "still mine" })).await;
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -280,7 +271,6 @@ async fn a_runtime_whose_claims_went_unanswered_twice_is_not_locked_out() {
     send_claim(&mut late, &session, &token, 0).await;
     assert_eq!(refused(&mut late, &session).await, Code::WrongClaim);
     late.claim(&session, &newest).await;
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -301,7 +291,6 @@ async fn two_live_runtimes_cannot_take_a_session_from_each_other_without_end() {
     }
     a.publish(&session, "action", json!({ "name": "still mine" })).await;
     a.claim(&session, &of_a).await;
-    gateway.stop().await;
 }
 
 /// Fails with the feature `sabotage` and `ONLOOKER_SABOTAGE=fence`.
@@ -327,7 +316,6 @@ async fn events_of_a_runtime_that_was_replaced_are_refused_as_fenced() {
     assert!(!page.to_string().contains("of the past"), "{page}");
     let told = |frame: &GatewayToRuntime| matches!(frame, GatewayToRuntime::EventRefused { .. });
     assert!(!new.seen.iter().any(told), "the holder hears nothing of another's refusals");
-    gateway.stop().await;
 }
 
 // --- numbers ---------------------------------------------------------------------------------------------------------
@@ -352,7 +340,6 @@ async fn a_repeat_is_acknowledged_without_effect_and_a_hole_is_refused_with_the_
         .await;
     assert_eq!((n, refusal.code, &refusal.details["expected"]), (3, Code::NumberExpected, &json!(4)));
     assert_eq!(count_of(&gateway, &session, "action").await, 3);
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -373,7 +360,6 @@ async fn a_batch_holds_500_events_and_of_a_larger_one_the_first_500_are_taken() 
     assert_eq!((n, refusal.code, &refusal.details["limit"]), (1000, Code::TooLarge, &json!(500)));
     runtime.send(send(vec![action(1001)])).await;
     runtime.accepted(&session, 1001).await;
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -400,7 +386,6 @@ async fn a_runtime_that_lost_its_events_goes_on_in_a_new_epoch_and_subscribers_g
     assert_ne!(position.epoch, before.epoch);
     assert_eq!(subscriber.event("action").await["name"], "seven");
     assert_eq!(gateway.metric("onlooker_epochs_broken_total").await, 1.0);
-    gateway.stop().await;
 }
 
 // --- commands --------------------------------------------------------------------------------------------------------
@@ -442,7 +427,6 @@ async fn commands_wait_for_a_runtime_that_is_away_and_are_given_again_until_they
     next.until("claimed", |frame| matches!(frame, GatewayToRuntime::Claimed { .. }).then_some(())).await;
     command(&gateway, &session, json!({ "command": "new_task" })).await;
     assert_eq!(next.until("only the new one", given).await, 3);
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -472,7 +456,6 @@ async fn what_people_ask_for_reaches_the_runtime_in_order() {
     assert_eq!(after, ["task_started", "task_paused", "task_resumed", "task_stopped", "session_ended"]);
     let (status, body) = gateway.post(&format!("/v1/sessions/{session}/commands"), json!({ "command": "pause" })).await;
     assert_eq!((status, &body["error"]), (409, &json!("session_ended")));
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -489,7 +472,6 @@ async fn a_runtime_with_hundreds_of_commands_waiting_still_learns_that_its_sessi
     assert_eq!((status, &body["error"]), (429, &json!("too_many_commands")));
     command(&gateway, &session, json!({ "command": "terminate" })).await;
     runtime.command("the end", |command| matches!(command, RuntimeCommand::Terminate).then_some(())).await;
-    gateway.stop().await;
 }
 
 // --- while a runtime is away -----------------------------------------------------------------------------------------
@@ -512,7 +494,6 @@ async fn a_session_whose_runtime_does_not_come_back_ends_as_instance_lost() {
     let mut late = gateway.runtime().await;
     send_claim(&mut late, &session, &token, 0).await;
     assert_eq!(refused(&mut late, &session).await, Code::SessionEnded);
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -525,7 +506,6 @@ async fn a_runtime_may_end_its_session() {
     assert_eq!(state(&gateway, &session).await["reason"], "completed");
     runtime.send_event(&session, "action", json!({})).await;
     assert_eq!(refused(&mut runtime, &session).await, Code::SessionEnded);
-    gateway.stop().await;
 }
 
 // --- tasks -----------------------------------------------------------------------------------------------------------
@@ -554,7 +534,6 @@ async fn one_task_runs_and_at_most_32_wait() {
     command(&gateway, &session, json!({ "command": "new_task" })).await;
     let metric = gateway.metric("onlooker_refusals_total{code=\"too_many_tasks\"}").await;
     assert_eq!(metric, 2.0);
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -565,7 +544,6 @@ async fn a_session_may_end_with_its_task() {
     runtime.publish(&session, "task_completed", json!({ "message": "done" })).await;
     runtime.command("the end", |command| matches!(command, RuntimeCommand::Terminate).then_some(())).await;
     assert_eq!(state(&gateway, &session).await["reason"], "terminate_on_completion");
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -596,7 +574,6 @@ async fn the_gateway_ends_a_task_that_runs_longer_than_it_may_and_pauses_do_not_
         state["tasks"][0]["status"] == "failed" && state["tasks"][0]["result"]["code"] == "TASK_TIMEOUT"
     })
     .await;
-    gateway.stop().await;
 }
 
 #[tokio::test]
@@ -621,7 +598,6 @@ async fn a_session_expires_only_while_nothing_is_to_be_done() {
         until_status(&gateway, session, "ended").await;
         assert_eq!(state(&gateway, session).await["reason"], "expired");
     }
-    gateway.stop().await;
 }
 
 // --- runtimes without a socket ---------------------------------------------------------------------------------------
@@ -686,7 +662,6 @@ async fn a_runtime_over_http_publishes_waits_for_commands_leaves_and_comes_back(
     let stranger = HttpRuntime { claim: "wrong".to_owned(), ..runtime };
     assert_eq!(stranger.commands(0, 0).await.1["error"], "wrong_claim");
     assert_eq!(stranger.publish(json!([])).await.1["error"], "wrong_claim");
-    gateway.stop().await;
 }
 
 // --- the client that ships with the gateway --------------------------------------------------------------------------
@@ -757,5 +732,4 @@ async fn the_shipped_client_plays_tasks_and_copes_with_a_gateway_that_starts_aga
     play_once(&again).await;
     shutdown.cancel();
     client.await.unwrap().expect("the client ends in peace");
-    again.stop().await;
 }
