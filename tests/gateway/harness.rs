@@ -433,10 +433,10 @@ impl Runtime {
         let n = self.numbers.entry(session.to_owned()).or_default();
         *n += 1;
         let n = *n;
-        let header =
-            PublishedPicture { session: session.to_owned(), n, media: "image/png".to_owned(), data: json!({}) };
+        let (session, media) = (session.to_owned(), "image/png".to_owned());
+        let header = PublishedPicture { session, n, media, task: None, data: json!({}) };
         self.socket.send(Message::binary(picture::encode(&header, bytes))).await.unwrap();
-        self.accepted(session, n).await
+        self.accepted(&header.session, n).await
     }
 
     /// Waits for the gateway's word on everything up to `n`.
