@@ -177,11 +177,15 @@ pub struct Times {
     pub first_look: Duration,
     /// After a start or a change of owner.
     pub start_grace: Duration,
+    /// How long a runtime has to take a session that it was offered.
+    pub offer: Duration,
     /// How long a session waits for its runtime to come back.
     pub runtime_grace: Duration,
     /// A runtime over HTTP is away after this long without contact.
     pub http_runtime_away: Duration,
     pub inactivity: Duration,
+    /// How long after a task's own limit the gateway ends it: the limit is the runtime's to keep.
+    pub task_slack: Duration,
     /// For guardrails without a deadline of their own.
     pub guardrail_max_wait: Duration,
     pub claim: Duration,
@@ -219,9 +223,11 @@ impl Default for Times {
             grace: seconds(5),
             first_look: seconds(10),
             start_grace: seconds(15),
+            offer: seconds(10),
             runtime_grace: seconds(300),
             http_runtime_away: seconds(60),
             inactivity: minutes(5),
+            task_slack: seconds(30),
             guardrail_max_wait: minutes(24 * 60),
             claim: minutes(2),
             claim_max: minutes(15),

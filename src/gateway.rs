@@ -39,8 +39,6 @@ use crate::{
 
 /// The name of the gateway's own webhook as a target of notices.
 const WEBHOOK: &str = "webhook";
-/// A task's own limit is the runtime's to keep; the gateway's comes this much later.
-const TASK_SLACK: Duration = Duration::from_secs(30);
 /// Distinct guardrail ids in one session's life.
 const GUARDRAIL_IDS: usize = 4096;
 
@@ -251,12 +249,13 @@ fn services(config: &Config, engine: Arc<dyn Engine>, outbox: Outbox) -> Service
         },
         images: ImageBounds { count: limits.pictures, bytes: limits.picture_bytes },
         times: SessionTimes {
+            offer: times.offer,
             runtime_grace: times.runtime_grace,
             http_away: times.http_runtime_away,
             inactivity: times.inactivity,
             retention: times.retention,
             sensitive: times.sensitive_window,
-            task_slack: TASK_SLACK,
+            task_slack: times.task_slack,
             control: ControlTimes { lease: times.control_lease, grace: times.control_grace },
         },
         limits: SessionLimits { sessions: limits.sessions, queued_tasks: limits.queued_tasks },

@@ -498,3 +498,6 @@ impl Trigger {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, FromRequestParts},
+    extract::{DefaultBodyLimit, FromRequestParts, State},
     http::{HeaderMap, StatusCode, header, request},
     middleware,
     response::{IntoResponse, Response},
@@ -126,7 +126,18 @@ pub fn router(app: App) -> Router {
         .route("/metrics", get(operator::metrics))
         .fallback(|| async { Refused(Refusal::plain(Code::NotFound)) })
         .method_not_allowed_fallback(|| async { Refused(Refusal::plain(Code::WrongMethod)) });
-    checked.layer(middleware::from_fn_with_state(Arc::clone(&app.guard), guard::check)).with_state(app)
+    checked
+        .layer(middleware::from_fn_with_state(Arc::clone(&app.guard), guard::check))
+        .layer(middleware::map_response_with_state(app.clone(), count_refusals))
+        .with_state(app)
+}
+
+/// Every refusal of every route counts, wherever it was decided.
+async fn count_refusals(State(app): State<App>, response: Response) -> Response {
+    if let Some(code) = response.extensions().get::<Code>() {
+        app.metrics.refused(*code);
+    }
+    response
 }
 
 /// A refusal as an HTTP response.
@@ -141,8 +152,9 @@ impl From<Refusal> for Refused {
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let retry_after = self.0.retry_after;
+        let (code, retry_after) = (self.0.code, self.0.retry_after);
         let mut response = (status, Json(self.0)).into_response();
+        response.extensions_mut().insert(code);
         if status == StatusCode::UNAUTHORIZED {
             let challenge = header::HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
@@ -202,9 +214,33 @@ impl FromRequestParts<App> for Caller {
         let token = bearer(&parts.headers).unwrap_or_default();
         app.auth.authenticate(token).map(Self).map_err(|error| {
             tracing::debug!(%error, "a request was refused");
-            app.metrics.refused(Code::Unauthorized);
             Refused(Refusal::new(Code::Unauthorized, "send a key or token: `Authorization: Bearer …`"))
         })
+    }
+}
+
+/// What follows `?`, with errors that are refusals. They name no value: links end up in logs.
+pub struct Query<T>(pub T);
+
+impl<T: serde::de::DeserializeOwned> FromRequestParts<App> for Query<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, Refused> {
+        let query = axum::extract::Query::<T>::from_request_parts(parts, app).await;
+        let wrong = |_| Refused(Refusal::new(Code::Invalid, "a parameter after `?` has a wrong value"));
+        query.map(|axum::extract::Query(value)| Self(value)).map_err(wrong)
+    }
+}
+
+/// The names in a path. A path that is not UTF-8 names nothing.
+pub struct Path<T>(pub T);
+
+impl<T: serde::de::DeserializeOwned + Send> FromRequestParts<App> for Path<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, Refused> {
+        let path = axum::extract::Path::<T>::from_request_parts(parts, app).await;
+        path.map(|axum::extract::Path(names)| Self(names)).map_err(|_| Refused(Refusal::plain(Code::NotFound)))
     }
 }
 

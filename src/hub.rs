@@ -25,6 +25,7 @@ const CHUNK: usize = 64;
 #[derive(Default)]
 pub struct Signal {
     ready: Mutex<Vec<u32>>,
+    poked: AtomicBool,
     notify: Notify,
 }
 
@@ -32,7 +33,7 @@ impl Signal {
     /// Resolves when some subscription may have something to read. Cancel safe.
     pub async fn wait(&self) {
         loop {
-            if !self.lock().is_empty() {
+            if self.poked.swap(false, Ordering::AcqRel) || !self.lock().is_empty() {
                 return;
             }
             self.notify.notified().await;
@@ -46,7 +47,8 @@ impl Signal {
 
     /// Wakes the connection although no subscription has anything: somebody spoke for it.
     pub fn poke(&self) {
-        self.push(u32::MAX);
+        self.poked.store(true, Ordering::Release);
+        self.notify.notify_one();
     }
 
     fn push(&self, slot: u32) {

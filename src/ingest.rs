@@ -106,7 +106,7 @@ pub fn read(text: &str, limits: &IngestLimits) -> Result<Published, Unreadable> 
     let Value::Object(mut event) = value else {
         return Err(Unreadable::new(None, invalid("an event is a JSON object")));
     };
-    let n = event.get("n").and_then(Value::as_u64);
+    let n = event.get("n").and_then(Value::as_u64).filter(|n| *n > 0);
     from_object(&mut event, text.len(), limits).map_err(|refusal| Unreadable::new(n, refusal))
 }
 

@@ -258,3 +258,6 @@ impl Inputs<'_> {
         matches!(self.subject, Subject::Guardrail { .. })
     }
 }
+
+#[cfg(test)]
+mod tests;

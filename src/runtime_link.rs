@@ -21,11 +21,14 @@ use onlooker_protocol::{
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroize;
 
 use crate::ids::{ConnectionId, Project, SessionId};
 
 /// Commands that may wait for one session's runtime.
 const COMMANDS: usize = 256;
+/// Frames that may wait for one connection; one that takes none of them is closed.
+const FRAMES: usize = 4096;
 /// Refusals kept for a runtime that has not read them; it stops at the first one.
 const REFUSALS: usize = 8;
 
@@ -111,6 +114,13 @@ impl Runtimes {
         }
     }
 
+    /// Sends a frame to a connection, if it is still there.
+    pub fn tell(&self, connection: ConnectionId, frame: GatewayToRuntime) {
+        if let Some(entry) = self.entries.get(&connection) {
+            entry.outlet.send(frame);
+        }
+    }
+
     /// A place at the least loaded runtime that may serve the project and was not tried before.
     pub fn seat(&self, project: &Project, tried: &HashSet<ConnectionId>) -> Option<Seat> {
         let mut candidates: Vec<Arc<RuntimeEntry>> = self
@@ -149,6 +159,7 @@ pub struct Outlet {
 struct Waiting {
     /// Frames for this connection itself: assignments, claims, releases.
     frames: VecDeque<GatewayToRuntime>,
+    overflowed: bool,
     sessions: VecDeque<SessionId>,
     listed: HashSet<SessionId>,
 }
@@ -162,7 +173,13 @@ pub enum Outgoing {
 
 impl Outlet {
     pub fn send(&self, frame: GatewayToRuntime) {
-        self.lock().frames.push_back(frame);
+        let mut waiting = self.lock();
+        if waiting.frames.len() < FRAMES {
+            waiting.frames.push_back(frame);
+        } else {
+            waiting.overflowed = true;
+        }
+        drop(waiting);
         self.notify.notify_one();
     }
 
@@ -186,10 +203,9 @@ impl Outlet {
         Some(Outgoing::Session(session))
     }
 
-    /// Frames that were not taken yet. Their number is bounded by the sessions of the connection, unless it stopped
-    /// reading: its owner then closes it.
-    pub fn backlog(&self) -> usize {
-        self.lock().frames.len()
+    /// Whether a frame was lost because nobody took the others: the connection cannot go on.
+    pub fn has_overflowed(&self) -> bool {
+        self.lock().overflowed
     }
 
     /// Resolves when there is something to take. Cancel safe.
@@ -259,6 +275,19 @@ impl Link {
         let applied = number.min(state.last);
         while state.commands.front().is_some_and(|command| command.number <= applied) {
             state.commands.pop_front();
+        }
+    }
+
+    /// The runtime has a guardrail's outcome: the copy that waits here no longer needs what was secret about it.
+    pub fn forget_values(&self, guardrail: &str) {
+        for command in &mut self.lock().commands {
+            if let RuntimeCommand::Guardrail(outcome) = &mut command.command
+                && outcome.guardrail_id == guardrail
+            {
+                outcome.text.zeroize();
+                outcome.values.values_mut().for_each(Zeroize::zeroize);
+                outcome.values.clear();
+            }
         }
     }
 

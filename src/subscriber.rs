@@ -155,6 +155,11 @@ impl Following {
         &self.session
     }
 
+    /// The epoch of what is handed out.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     pub fn guard(&self) -> &Guard {
         &self.guard
     }
@@ -218,6 +223,10 @@ impl Following {
         self.phase = Phase::Replaying { until };
         self.shown = Some(until);
         self.urgent |= !snapshot.state.guardrails.is_empty();
+        if snapshot.state.status == SessionStatus::Ended {
+            self.ended_seen.get_or_insert_with(Instant::now);
+            self.urgent = true;
+        }
         Ok(Step::Snapshot(snapshot))
     }
 
@@ -249,7 +258,7 @@ impl Following {
         if let Some(picture) = self.newer_picture(&head) {
             return Ok(Step::Picture(picture));
         }
-        Ok(if self.has_ended().await? { Step::Ended } else { Step::Nothing })
+        Ok(if self.has_ended() { Step::Ended } else { Step::Nothing })
     }
 
     async fn events(&mut self) -> Result<Step, Refusal> {
@@ -307,17 +316,14 @@ impl Following {
     }
 
     /// The subscription ends with its session once the end is proved, or has had its time.
-    async fn has_ended(&mut self) -> Result<bool, Refusal> {
-        if self.ended_seen.is_none() && self.session.snapshot().await?.state.status == SessionStatus::Ended {
-            self.ended_seen = Some(Instant::now());
-        }
-        let Some(seen) = self.ended_seen else { return Ok(false) };
+    fn has_ended(&mut self) -> bool {
+        let Some(seen) = self.ended_seen else { return false };
         let over = self.proved >= self.shown || Instant::now() >= seen + END_WAIT;
         if over {
             self.phase = Phase::Ended;
             self.guard.set_leave(Leave::Clean);
         }
-        Ok(over)
+        over
     }
 
     /// When to ask again although nothing changed: an ended session's subscription ends by time.

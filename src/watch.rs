@@ -85,6 +85,8 @@ struct Book {
     /// By credential: one poller however often it polls.
     pollers: HashMap<Arc<str>, Poller>,
     departures: Vec<Departure>,
+    /// When a question was last raised, or a task last ended.
+    raised: Option<Instant>,
     /// The newest offset that any watcher has proved while it counted and could see results.
     results_proved: Option<u64>,
     /// Proofs at or above this offset are worth telling the owner about.
@@ -118,7 +120,8 @@ struct Poller {
 }
 
 /// A watcher that no longer is one. Of departures that differ in time and proof alone, only those that could still
-/// matter are kept: a later one with at least the same proof replaces an earlier one.
+/// matter are kept: a later one with at least the same proof replaces an earlier one, unless something was raised
+/// between the two. Who left before a raising opens a grace for it that nobody who comes and goes later may end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Departure {
     pub at: Instant,
@@ -265,6 +268,13 @@ impl Watch {
     /// Resolves when something changed that may matter to a decision. One waiter: the session's owner.
     pub async fn changed(&self) {
         self.shared.changed.notified().await;
+    }
+
+    /// A question was raised, or a task ended: who left before this stays remembered as such.
+    pub fn raised(&self, now: Instant) {
+        let mut book = self.lock();
+        book.settle(now, self.shared.times);
+        book.raised = book.raised.max(Some(now));
     }
 
     /// Says which proofs matter: those at or above this offset.
@@ -414,7 +424,12 @@ impl Book {
         let others = self.entries.values().any(|entry| entry.counted && entry.newcomer.able)
             || self.pollers.values().any(|poller| poller.able);
         let departure = Departure { at, leave, able, proved, last_able: able && !others };
-        self.departures.retain(|old| !departure.replaces(old) && at < old.at + times.remember);
+        let raised = self.raised;
+        let raised_between = |old: &Departure| raised.is_some_and(|raised| old.at <= raised && raised < at);
+        self.departures.retain(|old| {
+            let replaced = departure.replaces(old) && !raised_between(old);
+            !replaced && at < old.at + times.remember
+        });
         self.departures.push(departure);
     }
 
@@ -493,15 +508,16 @@ pub struct PollGuard {
 }
 
 impl PollGuard {
-    /// The response was written completely: proof of what it carried, results included.
-    pub fn written(&self, carried: Option<u64>) {
+    /// The response was written completely: proof of what it carried. `questions`: every question that was open at
+    /// or before this offset; `results`: the newest result in it.
+    pub fn written(&self, questions: Option<u64>, results: Option<u64>) {
         let mut book = self.watch.lock();
         let able = self.able;
         if let Some(poller) = book.pollers.get_mut(&self.credential) {
             poller.able = able;
-            poller.proved = poller.proved.max(carried);
+            poller.proved = poller.proved.max(questions);
         }
-        book.results_proved = book.results_proved.max(carried);
+        book.results_proved = book.results_proved.max(results);
         drop(book);
         self.watch.shared.changed.notify_one();
     }
@@ -521,3 +537,6 @@ impl Drop for PollGuard {
         self.watch.shared.changed.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests;

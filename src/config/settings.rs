@@ -87,9 +87,11 @@ settings! {
     "times.grace" time_or_zero times.grace;
     "times.first_look" time_or_zero times.first_look;
     "times.start_grace" time_or_zero times.start_grace;
+    "times.offer" time times.offer;
     "times.runtime_grace" time times.runtime_grace;
     "times.http_runtime_away" time times.http_runtime_away;
     "times.inactivity" time times.inactivity;
+    "times.task_slack" time_or_zero times.task_slack;
     "times.guardrail_max_wait" time times.guardrail_max_wait;
     "times.claim" time times.claim;
     "times.claim_max" time times.claim_max;

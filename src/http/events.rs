@@ -8,13 +8,13 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     sync::{Arc, Mutex, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use axum::{
     Json,
     body::{Body as HttpBody, Bytes},
-    extract::{Path, Query, Request, State},
+    extract::{Request, State},
     http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse, Response},
 };
@@ -30,13 +30,13 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
-use super::{App, Body, Caller, Refused, credential_holder, written::Written};
+use super::{App, Body, Caller, Path, Query, Refused, credential_holder, written::Written};
 use crate::{
     config::key::Scope,
     engine::{EngineError, Head, ReadLimit, Record},
     hub::Signal,
     ids::{ConnectionId, SessionId},
-    session::Session,
+    session::{Session, Snapshot},
     subscriber::{Following, Step, Wanted},
     watch::{Attentive, Newcomer},
 };
@@ -115,11 +115,14 @@ async fn page(
     let able = caller.0.may(Scope::Answer) && wanted.sees_guardrails();
     let poll = session.watch.poll(credential, &caller.0.who, able, Instant::now());
     let found = find(app, session, &wanted, &asked.query).await?;
-    let body = page_body(&found);
-    let results = wanted.sees_results();
+    // Open questions are state: every page carries them, also one that begins after they were raised.
+    let snapshot = session.snapshot().await?;
+    let body = page_body(&found, &snapshot);
     if let Some(written) = written {
-        let carried = Some(found.position.offset).filter(|_| results || able);
-        written.after_response(Box::new(move || poll.written(carried)));
+        let questions = Some(snapshot.position.offset);
+        let is_result = |record: &&Record| onlooker_protocol::event::kind::is_result(&record.kind);
+        let results = found.records.iter().filter(is_result).map(|record| record.offset).max();
+        written.after_response(Box::new(move || poll.written(questions, results)));
     }
     let json = HeaderValue::from_static("application/json");
     Ok(([(header::CONTENT_TYPE, json), no_store()], body).into_response())
@@ -137,14 +140,14 @@ async fn find(app: &App, session: &Session, wanted: &Wanted, query: &EventsQuery
     let limit = ReadLimit { records: query.limit.unwrap_or(PAGE).clamp(1, PAGE), bytes: PAGE_BYTES };
     let mut head = session.follow_head();
     let now = *head.borrow_and_update();
-    let (mut next, gap) = beginning(wanted.since, &now);
+    let (mut next, mut gap) = beginning(wanted.since, &now);
     loop {
         let current = *head.borrow_and_update();
         let records = app.directory.services().engine.read(session.id, next, limit).await;
         let records = match records {
             Ok(records) => records,
             Err(EngineError::Trimmed { first }) => {
-                next = first;
+                (next, gap) = (first, gap.or(Some(GapReason::Trimmed)));
                 continue;
             }
             Err(_) => return Err(Refusal::plain(Code::Unavailable)),
@@ -179,7 +182,7 @@ fn beginning(since: Since, head: &Head) -> (u64, Option<GapReason>) {
     }
 }
 
-fn page_body(found: &Found) -> Vec<u8> {
+fn page_body(found: &Found, snapshot: &Snapshot) -> Vec<u8> {
     let bytes: usize = found.records.iter().map(|record| record.frame.len() + 1).sum();
     let mut body = Vec::with_capacity(bytes + 96);
     body.extend_from_slice(br#"{"events":["#);
@@ -192,6 +195,10 @@ fn page_body(found: &Found) -> Vec<u8> {
     body.extend_from_slice(br#"],"position":""#);
     body.extend_from_slice(found.position.to_string().as_bytes());
     body.push(b'"');
+    if !snapshot.state.guardrails.is_empty() {
+        body.extend_from_slice(br#","guardrails":"#);
+        serde_json::to_writer(&mut body, &snapshot.state.guardrails).expect("writing to memory does not fail");
+    }
     if let Some(gap) = found.gap {
         body.extend_from_slice(br#","gap":"#);
         serde_json::to_writer(&mut body, &gap).expect("writing to memory does not fail");
@@ -261,6 +268,8 @@ struct Streaming {
     following: Following,
     out: VecDeque<Bytes>,
     quiet_since: Instant,
+    /// When the token with which it was opened expires.
+    expires: Option<Instant>,
     over: bool,
 }
 
@@ -302,7 +311,9 @@ fn stream_events(app: App, caller: &Caller, session: Session, since: Since, filt
     let hello = event("hello", None, json!({ "subscriber": id.to_string() }).to_string().as_bytes());
     let out = VecDeque::from([hello]);
     let now = Instant::now();
-    let streaming = Streaming { app, id, voice, following, out, quiet_since: now, over: false };
+    let left = |expires: SystemTime| expires.duration_since(SystemTime::now()).unwrap_or_default();
+    let expires = caller.0.expires.map(|expires| now + left(expires));
+    let streaming = Streaming { app, id, voice, following, out, quiet_since: now, expires, over: false };
     let body = stream::unfold(streaming, |mut streaming| async move {
         let piece = streaming.next_piece().await?;
         Some((Ok::<_, Infallible>(piece), streaming))
@@ -324,6 +335,10 @@ impl Streaming {
             if self.over {
                 return None;
             }
+            if self.expires.is_some_and(|at| Instant::now() >= at) {
+                self.end(&Refusal::plain(Code::TokenExpired));
+                continue;
+            }
             self.listen();
             while self.voice.signal.take().is_some() {}
             match self.following.step().await {
@@ -341,6 +356,7 @@ impl Streaming {
             tokio::select! {
                 () = self.voice.signal.wait() => {}
                 () = stopping.cancelled() => self.end(&Refusal::plain(Code::Stopping)),
+                () = sleep_until(self.expires.unwrap_or(self.quiet_since)), if self.expires.is_some() => {}
                 () = sleep_until(self.quiet_since + COMMENT_EVERY) => {
                     self.out.push_back(Bytes::from_static(b": ping\n\n"));
                     self.following.wake();
@@ -392,7 +408,7 @@ impl Streaming {
     fn records(&mut self, records: &[Record]) {
         for record in records {
             let frame: &[u8] = &record.frame;
-            let position = Position { epoch: self.following.session().head().epoch, offset: record.offset };
+            let position = Position { epoch: self.following.epoch(), offset: record.offset };
             self.out.push_back(event(&record.kind, Some(position), frame));
         }
     }

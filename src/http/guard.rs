@@ -12,15 +12,15 @@ use std::{
 };
 
 use axum::{
-    Json,
     extract::{Request, State},
-    http::{HeaderMap, StatusCode, Uri, header},
+    http::{HeaderMap, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use onlooker_protocol::code::{Code, Refusal};
 use url::{Host, Url};
 
+use super::Refused;
 use crate::config::Listen;
 
 /// Reached from chats and from chat users' browsers.
@@ -101,8 +101,7 @@ pub async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next
         Ok(()) => next.run(request).await,
         Err(code) => {
             tracing::debug!(code = code.name(), path = request.uri().path(), "request refused by its host or origin");
-            let status = StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::FORBIDDEN);
-            (status, Json(refusal(code))).into_response()
+            Refused(refusal(code)).into_response()
         }
     }
 }

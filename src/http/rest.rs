@@ -1,10 +1,10 @@
 //! Native REST: sessions, commands, guardrails, tokens. JSON in and out.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    extract::{Path, Query, State},
+    extract::State,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -12,13 +12,13 @@ use onlooker_protocol::{
     code::{Code, Refusal},
     runtime::OpenSession,
     subscriber::{Answer, SessionCommand},
-    view::{GuardrailState, GuardrailView, GuardrailWhy, SessionStatus},
+    view::{GuardrailState, GuardrailView, GuardrailWhy, SessionStatus, SessionSummary},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::{App, Body, Caller, Refused, credential_holder};
+use super::{App, Body, Caller, Path, Query, Refused, credential_holder};
 use crate::{
     auth::token::TokenRequest,
     clock,
@@ -61,8 +61,7 @@ pub async fn create_session(
         return Err(Refusal::new(Code::Forbidden, "this token is limited to its sessions").into());
     }
     let (project, by) = (caller.0.project.clone(), caller.0.who.to_string());
-    let created = app.directory.create(NewSession { project, asked: body.asked, origin, by }).await;
-    let created = created.inspect_err(|refusal| app.metrics.refused(refusal.code))?;
+    let created = app.directory.create(NewSession { project, asked: body.asked, origin, by }).await?;
     let mut answer = json!({ "session": created.session.id.as_str() });
     for (name, value) in [("claim", created.claim), ("task", created.task)] {
         if let Some(value) = value {
@@ -89,16 +88,21 @@ pub async fn list_sessions(State(app): State<App>, caller: Caller, Query(query):
         .into_iter()
         .filter(|(session, _)| caller.0.may_see(&caller.0.project, session.as_str()))
         .map(|(_, summary)| summary)
-        .filter(|summary| query.status.is_none_or(|status| summary.status == status))
         .collect();
     // Newest first; the id breaks ties, so that `after` names one place.
     sessions.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.session.cmp(&b.session)));
+    // Looked for among all: the last session of the page before may have another status by now.
     let from = match &query.after {
         None => 0,
-        Some(after) => sessions.iter().position(|summary| summary.session == *after).map_or(0, |at| at + 1),
+        Some(after) => {
+            let at = sessions.iter().position(|summary| summary.session == *after);
+            let gone = || Refusal::new(Code::Invalid, "`after` names no session of this list any more; begin anew");
+            at.ok_or_else(gone)? + 1
+        }
     };
+    let fits = |summary: &&Arc<SessionSummary>| query.status.is_none_or(|status| summary.status == status);
     let limit = query.limit.unwrap_or(LIST).clamp(1, LIST_MAX);
-    let page: Vec<_> = sessions.iter().skip(from).take(limit).map(|summary| (**summary).clone()).collect();
+    let page: Vec<_> = sessions.iter().skip(from).filter(fits).take(limit).map(|s| (**s).clone()).collect();
     Ok(Json(json!({ "sessions": page })))
 }
 
@@ -183,7 +187,12 @@ pub async fn list_guardrails(State(app): State<App>, caller: Caller, Query(query
     let mut guardrails: Vec<GuardrailView> = Vec::new();
     for (id, summary) in board.since(0, usize::MAX).0 {
         let asked_for = query.session.as_deref().is_none_or(|session| session == id.as_str());
-        if !asked_for || summary.guardrails.is_empty() || !caller.0.may_see(&caller.0.project, id.as_str()) {
+        // A summary names open ones only; accepted ones are known to their session.
+        let nothing = match query.state {
+            Some(GuardrailState::Open) => summary.guardrails.is_empty(),
+            _ => summary.status == SessionStatus::Ended,
+        };
+        if !asked_for || nothing || !caller.0.may_see(&caller.0.project, id.as_str()) {
             continue;
         }
         let Some(session) = app.directory.get(&caller.0.project, id) else { continue };

@@ -4,7 +4,6 @@
 //! there at the runtime's own pace.
 
 use std::{
-    collections::HashMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -12,7 +11,7 @@ use std::{
 use axum::{
     Json,
     body::Bytes,
-    extract::{Path, Query, State, WebSocketUpgrade, ws::Message},
+    extract::{State, WebSocketUpgrade, ws::Message},
     http::HeaderMap,
     response::{IntoResponse, Response},
 };
@@ -28,13 +27,13 @@ use serde_json::{Map, Value, json, value::RawValue};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{
-    App, Caller, Refused, allowed, bearer,
+    App, Caller, Path, Query, Refused, allowed, bearer,
     wire::{Turn, Wire, close_code},
 };
 use crate::{
     auth::Grant,
     config::key::Scope,
-    ids::{ConnectionId, SessionId},
+    ids::ConnectionId,
     ingest::{self, IngestLimits, Published, Unreadable},
     runtime_link::{Outgoing, Outlet, RuntimeEntry},
     session::{NewSession, Origin, Session},
@@ -45,8 +44,6 @@ const WRITE_BUFFER: usize = 16 * 1024;
 const GOODBYE: Duration = Duration::from_secs(2);
 /// A runtime that is silent for this many pings is gone.
 const SILENT_PINGS: u32 = 3;
-/// Frames for the connection itself that may wait; a runtime that takes none of them is closed.
-const BACKLOG: usize = 4096;
 /// Bytes that wait to be sent before links are asked for more.
 const FILL: usize = 64 * 1024;
 /// How long one `GET …/commands` may wait.
@@ -99,6 +96,7 @@ async fn serve(app: App, mut wire: Wire, token: Option<String>) {
         Ended::Stopping => {
             let (reason, after) = ("the gateway is stopping".to_owned(), app.spread().as_millis() as u64);
             wire.send(&GatewayToRuntime::Goaway { reason, after });
+            app.metrics.closed(Code::GoingAway);
             wire.close(Code::GoingAway, "the gateway is stopping", GOODBYE).await;
         }
     }
@@ -171,8 +169,6 @@ struct RuntimeConnection {
     grant: Grant,
     entry: Arc<RuntimeEntry>,
     outlet: Arc<Outlet>,
-    /// Sessions that it has used, so that not every frame looks in the directory.
-    sessions: HashMap<SessionId, Session>,
     last_ping: u64,
     next_ping: Instant,
     last_heard: Instant,
@@ -204,8 +200,7 @@ impl RuntimeConnection {
         let now = Instant::now();
         let next_ping = now + app.config.times.ping_every;
         tracing::info!(runtime = %entry.name, capacity = entry.capacity, "runtime registered");
-        let sessions = HashMap::new();
-        Self { app, wire, id, grant, entry, outlet, sessions, last_ping: 0, next_ping, last_heard: now, unreadable: 0 }
+        Self { app, wire, id, grant, entry, outlet, last_ping: 0, next_ping, last_heard: now, unreadable: 0 }
     }
 
     async fn run(&mut self) -> Ended {
@@ -257,7 +252,7 @@ impl RuntimeConnection {
             match self.outlet.take() {
                 Some(Outgoing::Frame(frame)) => self.wire.send(&frame),
                 Some(Outgoing::Session(id)) => {
-                    let session = self.sessions.get(&id).cloned().or_else(|| self.app.directory.get_any(id));
+                    let session = self.app.directory.get_any(id);
                     for frame in session.map(|session| session.link.take(self.id)).unwrap_or_default() {
                         self.wire.send(&frame);
                     }
@@ -272,7 +267,7 @@ impl RuntimeConnection {
         if self.grant.is_expired(SystemTime::now()) {
             return Err(Ended::Close(Code::TokenExpired, "the token has expired"));
         }
-        if self.outlet.backlog() > BACKLOG
+        if self.outlet.has_overflowed()
             || self.wire.stalled_since().is_some_and(|since| now >= since + times.send_stall)
         {
             return Err(Ended::Close(Code::TooSlow, "nothing was read for too long"));
@@ -295,18 +290,10 @@ impl RuntimeConnection {
     }
 
     /// A session that this runtime may have to do with; whether it holds it is its owner's word.
-    fn session(&mut self, id: &str) -> Result<Session, Refusal> {
+    fn session(&self, id: &str) -> Result<Session, Refusal> {
         let unknown = || Refusal::plain(Code::UnknownSession);
-        let parsed: SessionId = id.parse().map_err(|()| unknown())?;
-        if let Some(session) = self.sessions.get(&parsed) {
-            return Ok(session.clone());
-        }
-        let session = self.app.directory.get_any(parsed).ok_or_else(unknown)?;
-        if !self.grant.may_serve(&session.project) {
-            return Err(unknown());
-        }
-        self.sessions.insert(parsed, session.clone());
-        Ok(session)
+        let session = self.app.directory.get_any(id.parse().map_err(|()| unknown())?).ok_or_else(unknown)?;
+        if self.grant.may_serve(&session.project) { Ok(session) } else { Err(unknown()) }
     }
 
     async fn receive(&mut self, text: &str) -> Result<(), Refusal> {
@@ -323,8 +310,7 @@ impl RuntimeConnection {
         let session = self.session(&frame.session)?;
         let room = session.room(text.len()).await;
         let (events, unreadable) = read_batch(&frame.events, &self.app);
-        let done = session.publish(self.id, events, unreadable, room).await;
-        self.forget_if_gone(&session, done)
+        session.publish(self.id, events, unreadable, room).await
     }
 
     async fn receive_picture(&mut self, frame: Bytes) -> Result<(), Refusal> {
@@ -341,15 +327,7 @@ impl RuntimeConnection {
             Ok(event) => (vec![event], None),
             Err(unreadable) => (Vec::new(), Some(unreadable)),
         };
-        let done = session.publish(self.id, events, unreadable, room).await;
-        self.forget_if_gone(&session, done)
-    }
-
-    fn forget_if_gone(&mut self, session: &Session, done: Result<(), Refusal>) -> Result<(), Refusal> {
-        if done.is_err() {
-            self.sessions.remove(&session.id);
-        }
-        done
+        session.publish(self.id, events, unreadable, room).await
     }
 
     async fn serve(&mut self, frame: RuntimeToGateway) -> Result<(), Refusal> {
@@ -391,7 +369,6 @@ impl RuntimeConnection {
             Ok(created) => {
                 let session = created.session.id.to_string();
                 let claim = created.claim.expect("a runtime's own session has a claim");
-                self.sessions.insert(created.session.id, created.session);
                 self.wire.send(&GatewayToRuntime::Opened { reference, session, claim });
             }
             Err(refusal) => {

@@ -124,9 +124,9 @@ impl Wire {
         let end = reason.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 123).last();
         let reason = &reason[..end.unwrap_or(0)];
         let frame = CloseFrame { code: code.number(), reason: reason.into() };
-        if code != Code::TooSlow {
+        if code != Code::TooSlow && !self.is_idle() {
             let _ = timeout(within, async {
-                while !matches!(self.turn().await, Turn::Flushed | Turn::Broken(_) | Turn::Closed(_)) {}
+                while !self.is_idle() && !matches!(self.turn().await, Turn::Broken(_) | Turn::Closed(_)) {}
             })
             .await;
         }
@@ -158,6 +158,10 @@ pub fn close_code(error: &axum::Error) -> Option<(Code, &'static str)> {
     match source {
         Error::Capacity(_) => Some((Code::FrameTooLarge, "the frame is larger than allowed")),
         Error::Utf8(_) => Some((Code::UnreadableFrame, "text frames are UTF-8")),
+        // The listener's own clock for peers that take nothing; it may strike before the connection's.
+        Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+            Some((Code::TooSlow, "nothing was read for too long; reconnect and resume"))
+        }
         Error::Protocol(_) => Some((Code::UnreadableFrame, "this breaks the WebSocket protocol")),
         _ => None,
     }

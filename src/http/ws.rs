@@ -184,7 +184,12 @@ async fn run(connection: &mut Connection) -> Ended {
                     return ended;
                 }
             }
-            Turn::Received(Message::Binary(_)) => connection.unreadable("subscribers send text frames"),
+            Turn::Received(Message::Binary(_)) => {
+                connection.unreadable("subscribers send text frames");
+                if let Err(ended) = connection.check_patience() {
+                    return ended;
+                }
+            }
             Turn::Received(_) => {}
         }
     }

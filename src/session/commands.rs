@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Tasks that one session may see in its life: their names must be recognised for as long as it lives.
-const TASKS: usize = 10_000;
+pub(super) const TASKS: usize = 10_000;
 
 type Outcome = Result<Result<Map<String, Value>, Refusal>, OwnershipLost>;
 
@@ -70,7 +70,7 @@ impl Owner {
         Ok(Ok(result("task", id)))
     }
 
-    fn check_task(&self, task: &NewTask) -> Result<(), Refusal> {
+    pub(super) fn check_task(&self, task: &NewTask) -> Result<(), Refusal> {
         let limit = self.services.limits.queued_tasks;
         if self.state.queued().len() >= limit {
             return Err(Refusal::plain(Code::TooManyTasks).with_details(json!({ "limit": limit })));
@@ -83,7 +83,7 @@ impl Owner {
                 return Err(Refusal::new(Code::Conflict, "this session has a task of that id already"));
             }
         }
-        if self.tasks.len() >= TASKS {
+        if self.state.tasks_seen() >= TASKS {
             return Err(Refusal::plain(Code::TooManyTasks).with_details(json!({ "limit": TASKS })));
         }
         if task.max_duration == Some(0) {

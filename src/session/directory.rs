@@ -45,6 +45,8 @@ use crate::{
 /// The clocks of a session.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionTimes {
+    /// How long a runtime has to take a session that it was offered.
+    pub offer: Duration,
     pub runtime_grace: Duration,
     pub http_away: Duration,
     pub inactivity: Duration,
@@ -236,15 +238,17 @@ impl Directory {
             asked,
             RuntimeSide::None,
         );
+        // Before it is offered: the runtime's claim may come before this returns.
+        self.inner.sessions.insert(id, session.clone());
         let begun = owner.begin(origin, task, &new.by).await;
         let (owner, claim, task) = match begun {
             Ok(begun) => begun,
             Err(refusal) => {
+                self.inner.sessions.remove(&id);
                 let _ = services.engine.remove(id).await;
                 return Err(refusal);
             }
         };
-        self.inner.sessions.insert(id, session.clone());
         services.metrics.sessions_created.inc();
         self.inner.tasks.spawn(self.clone().keep(owner, session.clone()));
         Ok(Created { session, claim, task })
@@ -280,7 +284,11 @@ impl Owner {
         task: Option<onlooker_protocol::subscriber::NewTask>,
         by: &str,
     ) -> Result<(Self, Option<String>, Option<String>), Refusal> {
+        if let Some(task) = &task {
+            self.check_task(task)?;
+        }
         self.learn_secrets(self.asked.secrets.clone())?;
+        self.redact_names();
         let runtime = match &origin {
             Some(Begun::Held(seat)) => Some(seat.name.clone()),
             Some(Begun::Offer(_)) => None,
@@ -303,6 +311,12 @@ impl Owner {
         }
         appended.map_err(|error| Self::refuse_append(&error))?;
         let lost = |_| Refusal::plain(Code::Unavailable);
+        let mut first = None;
+        if let Some(task) = task {
+            let holder = Holder { who: by.to_owned(), by: HolderKey::Credential(by.into()) };
+            let result = self.new_task(task, &Actor { holder, via: "rest" }).await.map_err(lost)??;
+            first = result.get("task").and_then(|task| task.as_str()).map(str::to_owned);
+        }
         let mut claim = None;
         match origin {
             Some(Begun::Offer(seat)) => self.offer(seat, HashSet::new()),
@@ -317,12 +331,6 @@ impl Owner {
                 let data = json!({ "runtime": runtime });
                 self.append_surely(vec![Draft::new(kind::RUNTIME_CONNECTED, None, data)]).await.map_err(lost)?;
             }
-        }
-        let mut first = None;
-        if let Some(task) = task {
-            let holder = Holder { who: by.to_owned(), by: HolderKey::Credential(by.into()) };
-            let result = self.new_task(task, &Actor { holder, via: "rest" }).await.map_err(lost)??;
-            first = result.get("task").and_then(|task| task.as_str()).map(str::to_owned);
         }
         Ok((self, claim, first))
     }

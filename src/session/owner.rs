@@ -46,8 +46,6 @@ use crate::{
 
 /// How often the `watchers` frame may change.
 const SIDE_EVERY: Duration = Duration::from_secs(1);
-/// How long a runtime has to take a session that it was offered.
-const OFFER: Duration = Duration::from_secs(10);
 
 pub(super) struct Owner {
     pub(super) session: Session,
@@ -110,8 +108,8 @@ pub(super) enum RuntimeSide {
     None,
 }
 
-/// The digests of the tokens that may claim the session. The one before the last stays good until the runtime has
-/// shown that it got the last one: an answer that never arrived must not lock it out.
+/// The digests of the tokens that may claim the session. The one that was shown last stays good until the runtime has
+/// shown that it got the newest one: answers that never arrived, however many, must not lock it out.
 #[derive(Default)]
 pub(super) struct ClaimTokens {
     current: Option<[u8; 32]>,
@@ -119,10 +117,17 @@ pub(super) struct ClaimTokens {
 }
 
 impl ClaimTokens {
-    /// A new token; the current one becomes the previous one.
+    /// The only token from now on: for a new offer, so that whoever was offered it before is out.
     pub(super) fn issue(&mut self) -> String {
         let token = ids::random_token();
-        self.previous = self.current.replace(digest(&token));
+        *self = Self { current: Some(digest(&token)), previous: None };
+        token
+    }
+
+    /// A new token in place of the one that was just used.
+    pub(super) fn rotate(&mut self, used: &str) -> String {
+        let token = ids::random_token();
+        *self = Self { current: Some(digest(&token)), previous: Some(digest(used)) };
         token
     }
 
@@ -378,7 +383,7 @@ impl Owner {
         }
     }
 
-    /// The runtime keeps its own clock; the gateway's comes 30 s later.
+    /// The runtime keeps its own clock; the gateway's comes a while later.
     async fn expire_task(&mut self, now: Instant) -> Result<(), OwnershipLost> {
         let Some((task, limit)) = self.task_limit() else { return Ok(()) };
         if self.clock.reaches(limit + self.services.times.task_slack).is_none_or(|at| now < at) {
@@ -619,6 +624,8 @@ impl Owner {
         }
         drafts.push(Draft::new(kind::SESSION_ENDED, None, json!({ "reason": reason })));
         self.append_surely(drafts).await?;
+        // What waited for the runtime means nothing any more, and may hold secrets.
+        self.session.link.clear();
         let _ = self.session.link.command(RuntimeCommand::Terminate);
         self.runtime = RuntimeSide::None;
         self.ended_at = Some(Instant::now());
@@ -675,7 +682,7 @@ impl Owner {
             claim,
             parameters: Box::new(self.asked.clone()),
         });
-        self.runtime = RuntimeSide::Offered { seat, tried, until: Instant::now() + OFFER };
+        self.runtime = RuntimeSide::Offered { seat, tried, until: Instant::now() + self.services.times.offer };
     }
 
     /// The runtime's connection has ended, or an HTTP runtime has been silent for too long.

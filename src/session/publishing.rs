@@ -38,7 +38,12 @@ impl From<OwnershipLost> for Stop {
 impl Owner {
     pub(super) async fn publish(&mut self, publish: Publish) -> Result<(), OwnershipLost> {
         let Publish { publisher, events, unreadable, reply, _bytes } = publish;
-        let result = match self.admit(&publisher).await? {
+        let admitted = self.admit(&publisher).await?;
+        if let (Err(refusal), Publisher::Connection(connection)) = (&admitted, &publisher) {
+            self.refuse_stranger(*connection, refusal.clone());
+            return Ok(());
+        }
+        let result = match admitted {
             Ok(()) => match self.take_events(events).await {
                 Ok(()) => self.check_unreadable(unreadable),
                 Err(Stop::Refused(refusal)) => Err(refusal),
@@ -48,9 +53,6 @@ impl Owner {
         };
         let position = Position { epoch: self.log.epoch, offset: self.log.next.saturating_sub(1) };
         let n = self.log.n;
-        if let Err(refusal) = &result {
-            self.services.metrics.refused(refusal.code);
-        }
         match reply {
             Some(reply) => {
                 let numbered = |refusal: Refusal| with_number(refusal, n);
@@ -59,11 +61,19 @@ impl Owner {
             None => {
                 self.session.link.accepted(n, position);
                 if let Err(refusal) = result {
+                    self.services.metrics.refused(refusal.code);
                     self.session.link.refused(n, refusal);
                 }
             }
         }
         Ok(())
+    }
+
+    /// The link speaks to whoever holds the session; another connection is told over its own outlet.
+    fn refuse_stranger(&self, connection: ConnectionId, refusal: Refusal) {
+        self.services.metrics.refused(refusal.code);
+        let session = self.session.id.to_string();
+        self.services.runtimes.tell(connection, GatewayToRuntime::EventRefused { session, n: self.log.n, refusal });
     }
 
     /// What could not be read is refused for what is wrong with it only if it was its turn: behind a refused event
@@ -223,6 +233,9 @@ impl Owner {
         let task = event.data["taskId"].as_str().map(str::to_owned).or_else(|| event.task.clone());
         let task = task.filter(|task| ids::is_outside_id(task));
         let task = task.ok_or_else(|| invalid("task_started names its task in `data.taskId`"))?;
+        if self.state.tasks_seen() >= super::commands::TASKS && !self.state.has_seen(&task) {
+            return Err(Refusal::plain(Code::TooManyTasks).into());
+        }
         let mut data = event.data;
         data["taskId"] = Value::String(task.clone());
         self.append(vec![Draft::new(kind::TASK_STARTED, Some(task), data)], Some(numbers)).await?;
@@ -312,6 +325,15 @@ impl Owner {
         self.fillers.add(secrets).map_err(invalid)
     }
 
+    /// The session's own names and labels are shown to everybody: no secret stands in them.
+    pub(super) fn redact_names(&mut self) {
+        if let Some(name) = &mut self.asked.external_id {
+            *name = self.redactor.redact_str(name).into_owned();
+        }
+        self.redactor.redact_members(&mut self.asked.labels, &[]);
+        self.state.rename(self.asked.external_id.clone(), self.asked.labels.clone());
+    }
+
     /// The runtime has closed the session.
     pub(super) async fn ended_by_runtime(&mut self, connection: ConnectionId) -> Result<(), OwnershipLost> {
         if self.hold(connection).is_ok() { self.end(EndReason::Completed).await } else { Ok(()) }
@@ -346,7 +368,7 @@ impl Owner {
         };
         self.log.term += 1;
         self.session.link.done(commands);
-        let claim = self.tokens.issue();
+        let claim = self.tokens.rotate(&token);
         let expected = self.log.n + 1;
         seat.outlet.send(GatewayToRuntime::Claimed { session, claim, expected, secrets_expected: false });
         self.session.link.connect(seat.connection, std::sync::Arc::clone(&seat.outlet), commands);

@@ -58,7 +58,9 @@ impl Owner {
         let draft = Draft::new(kind::GUARDRAIL_TRIGGER, task, trigger_data(&view));
         self.append(vec![draft], Some(numbers)).await?;
         let id = trigger.guardrail_id.clone();
-        self.book.opened(view, &trigger, filling.values, Instant::now());
+        let now = Instant::now();
+        self.session.watch.raised(now);
+        self.book.opened(view, &trigger, filling.values, now);
         self.store_surely(&id).await?;
         self.services.boards.of(&self.session.project).guardrail_raised(self.session.id, &id);
         self.services.metrics.guardrails_raised.inc();
@@ -160,6 +162,7 @@ impl Owner {
             && revision == Some(u64::from(guardrail.view.revision))
         {
             guardrail.taken();
+            self.session.link.forget_values(&id);
             self.store_surely(&id).await?;
             self.touch();
         }

@@ -181,6 +181,7 @@ impl Owner {
         if self.reaching.results.len() == RESULTS {
             self.reaching.results.remove(0);
         }
+        self.session.watch.raised(at);
         self.reaching.results.push(ResultDue { task: task.to_owned(), offset, at });
     }
 

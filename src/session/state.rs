@@ -48,6 +48,12 @@ impl State {
         }
     }
 
+    /// The names that the session was given, once they are fit to be shown.
+    pub fn rename(&mut self, external_id: Option<String>, labels: serde_json::Map<String, Value>) {
+        self.view.external_id = external_id;
+        self.view.labels = labels;
+    }
+
     /// The view without guardrails.
     pub fn view(&self) -> SessionView {
         let mut view = self.view.clone();
@@ -83,6 +89,10 @@ impl State {
     /// Whether a task of this name was ever seen here.
     pub fn has_seen(&self, id: &str) -> bool {
         self.ids.contains(id)
+    }
+
+    pub fn tasks_seen(&self) -> usize {
+        self.ids.len()
     }
 
     pub fn has_tasks_to_do(&self) -> bool {

@@ -8,11 +8,20 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Bytes, extract::State, http::HeaderMap, http::StatusCode, routing::post};
+use axum::{Router, body::Bytes, extract::State, http::HeaderMap, http::StatusCode, response::{IntoResponse, Response}, routing::post};
 use futures::{SinkExt, StreamExt};
-use onlooker::{config::Config, engine::Engine, gateway::Gateway};
+use onlooker::{
+    config::{
+        Config,
+        key::{KeyDigest, KeyEntry, Scope},
+    },
+    engine::Engine,
+    gateway::Gateway,
+};
 use onlooker_protocol::{
-    Position, SUBPROTOCOL, picture,
+    Position, SUBPROTOCOL,
+    code::Refusal,
+    picture,
     picture::{PublishedPicture, ShownPicture},
     runtime::{GatewayToRuntime, OpenSession, PublishedEvent, RuntimeCommand, RuntimeToGateway},
     subscriber::{
@@ -20,6 +29,7 @@ use onlooker_protocol::{
     },
 };
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream,
@@ -57,6 +67,31 @@ pub fn quick() -> Config {
 pub fn with_webhook(mut config: Config, receiver: &Receiver) -> Config {
     let toml = format!("[notify_webhook]\nurl = \"{}\"\nsecret = \"{SECRET}\"\n", receiver.url);
     config.reach_out = from_toml(&toml).reach_out;
+    config
+}
+
+/// Windows as DESIGN has them for whoever looks, so that load ends nobody's attention; a grace and a first look of
+/// the test's own.
+pub fn calm(grace: Duration, first_look: Duration) -> Config {
+    let mut config = quick();
+    let defaults = Config::default().times;
+    config.times.ping_every = defaults.ping_every;
+    config.times.live_window = defaults.live_window;
+    config.times.attention_lease = defaults.attention_lease;
+    (config.times.grace, config.times.first_look) = (grace, first_look);
+    config
+}
+
+/// Adds keys of one project: `key-` and its id is the key.
+pub fn with_keys(mut config: Config, keys: &[(&str, &[Scope])]) -> Config {
+    let entry = |(id, scopes): &(&str, &[Scope])| KeyEntry {
+        id: (*id).to_owned(),
+        project: "p".to_owned(),
+        scopes: scopes.to_vec(),
+        sha256: KeyDigest(Sha256::digest(format!("key-{id}").as_bytes()).into()),
+        pool: false,
+    };
+    config.keys = keys.iter().map(entry).collect();
     config
 }
 
@@ -99,6 +134,12 @@ impl TestGateway {
         Self { gateway: Some(gateway), url, http }
     }
 
+    /// A gateway that runs in another process.
+    pub fn at(url: String) -> Self {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).no_proxy().build().unwrap();
+        Self { gateway: None, url, http }
+    }
+
     pub async fn stop(mut self) {
         self.gateway.take().expect("running").stop().await;
     }
@@ -138,6 +179,16 @@ impl TestGateway {
     /// The record of why somebody was or was not told.
     pub async fn why(&self, session: &str, guardrail: &str) -> Value {
         self.get(&format!("/v1/guardrails/{guardrail}/why?session={session}")).await.1
+    }
+
+    /// Waits until the last recorded reason has this in it.
+    pub async fn wait_why(&self, session: &str, guardrail: &str, part: &str) {
+        let says = || async {
+            let why = self.why(session, guardrail).await;
+            let last = why["decisions"].as_array().and_then(|decisions| decisions.last()?["why"].as_str());
+            last.is_some_and(|last| last.contains(part))
+        };
+        wait_until(&format!("why says “{part}”"), says).await;
     }
 }
 
@@ -184,6 +235,19 @@ pub struct Subscriber {
 impl Subscriber {
     pub async fn connect(gateway: &TestGateway, token: Option<&str>) -> Self {
         Self { socket: open(gateway, "/v1/ws", token).await, silent: false, seen: VecDeque::new() }
+    }
+
+    /// A subscriber whose kernel takes little: what it does not read soon waits in the gateway.
+    pub async fn narrow(gateway: &TestGateway) -> Self {
+        let address = gateway.url.trim_start_matches("http://");
+        let mut request = format!("ws://{address}/v1/ws").into_client_request().unwrap();
+        request.headers_mut().insert("sec-websocket-protocol", SUBPROTOCOL.parse().unwrap());
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let stream = socket.connect(address.parse().unwrap()).await.expect("the gateway accepts");
+        let stream = MaybeTlsStream::Plain(stream);
+        let (socket, _) = tokio_tungstenite::client_async(request, stream).await.expect("the gateway upgrades");
+        Self { socket, silent: false, seen: VecDeque::new() }
     }
 
     pub async fn send(&mut self, frame: SubscriberToGateway) {
@@ -295,6 +359,61 @@ impl Subscriber {
         if let MaybeTlsStream::Plain(stream) = self.socket.get_ref() {
             let _ = socket_linger_zero(stream);
         }
+    }
+}
+
+impl Subscriber {
+    /// Sends a request with a `ref` of its own and waits for what it came to.
+    pub async fn request(&mut self, mut request: Value) -> Result<Map<String, Value>, Refusal> {
+        let reference = uuid::Uuid::now_v7().to_string();
+        request["ref"] = json!(reference);
+        self.send_text(request.to_string()).await;
+        self.until("a reply", |frame| match frame {
+            GatewayToSubscriber::Ok { reference: Some(of), result } if *of == reference => Some(Ok(result.clone())),
+            GatewayToSubscriber::Error { reference: Some(of), refusal } if *of == reference => {
+                Some(Err(refusal.clone()))
+            }
+            _ => None,
+        })
+        .await
+    }
+
+    /// Reads and answers pings on a task of its own, until it is taken back or dropped.
+    pub fn keep(mut self) -> Kept {
+        let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            loop {
+                let message = tokio::select! {
+                    biased;
+                    _ = &mut stopped => return self,
+                    message = self.socket.next() => message,
+                };
+                let Some(Ok(message)) = message else { return self };
+                let Message::Text(text) = message else { continue };
+                match serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")) {
+                    GatewayToSubscriber::Ping { .. } if self.silent => {}
+                    GatewayToSubscriber::Ping { id, .. } => {
+                        let pong = serde_json::to_string(&SubscriberToGateway::Pong { id }).unwrap();
+                        let _ = self.socket.send(Message::text(pong)).await;
+                    }
+                    frame => self.seen.push_back(frame),
+                }
+            }
+        });
+        Kept { stop, task }
+    }
+}
+
+/// A subscriber that is there and answers pings.
+pub struct Kept {
+    stop: tokio::sync::oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<Subscriber>,
+}
+
+impl Kept {
+    pub async fn back(self) -> Subscriber {
+        let _ = self.stop.send(());
+        self.task.await.unwrap()
     }
 }
 
@@ -518,6 +637,8 @@ struct ReceiverState {
 #[derive(Clone, Copy, Debug)]
 pub enum Reaction {
     Status(u16),
+    /// Refuses, and says after how many seconds to come again.
+    Later(u32),
     /// Takes the request and never answers.
     Hang,
 }
@@ -558,13 +679,16 @@ impl Drop for Receiver {
     }
 }
 
-async fn receive(State(state): State<Arc<ReceiverState>>, headers: HeaderMap, raw: Bytes) -> StatusCode {
+async fn receive(State(state): State<Arc<ReceiverState>>, headers: HeaderMap, raw: Bytes) -> Response {
     let body = serde_json::from_slice(&raw).unwrap_or(Value::Null);
     state.got.lock().unwrap().push(Delivered { headers, body, raw });
     let reaction = state.script.lock().unwrap().pop_front();
     match reaction {
-        Some(Reaction::Status(status)) => StatusCode::from_u16(status).unwrap(),
+        Some(Reaction::Status(status)) => StatusCode::from_u16(status).unwrap().into_response(),
+        Some(Reaction::Later(seconds)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", seconds.to_string())]).into_response()
+        }
         Some(Reaction::Hang) => std::future::pending().await,
-        None => StatusCode::OK,
+        None => StatusCode::OK.into_response(),
     }
 }

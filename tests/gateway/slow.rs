@@ -1,1 +1,431 @@
-//! Slow and dead readers harm nobody else.
+//! Readers that are too slow, and many that are idle: measured on a gateway in a process of its own.
+//!
+//! The child is this test binary again, told by an environment variable to be a gateway.
+
+use std::{
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt;
+use onlooker::{config::Config, gateway::Gateway};
+use onlooker_protocol::{
+    event::Since,
+    picture::{self, PublishedPicture},
+    runtime::{GatewayToRuntime, OpenSession},
+    subscriber::{GatewayToSubscriber, PictureLevel, Subscribe, SubscriberToGateway},
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    sync::watch,
+};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::harness::*;
+
+const MIB: u64 = 1 << 20;
+/// Set: this process is a gateway for tests of another one, with these settings.
+const SERVE: &str = "ONLOOKER_TEST_SERVE";
+/// Set: the idle connections are 10,000 instead of 2,000.
+const FULL: &str = "ONLOOKER_TEST_FULL";
+
+/// Not a test by itself: the gateway of the tests below, when it is told to be one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_in_a_process_of_its_own() {
+    let Ok(settings) = std::env::var(SERVE) else { return };
+    let gateway = Gateway::start(settings_of(&settings)).await.unwrap();
+    println!("\nlistening {}", gateway.url());
+    // Until the parent is gone, however it went.
+    let _ = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await;
+    gateway.stop().await;
+}
+
+fn settings_of(name: &str) -> Config {
+    let mut config = Config::default();
+    config.listen.address = ([127, 0, 0, 1], 0).into();
+    config.data.ephemeral = true;
+    // Small enough to be full before anything is measured.
+    config.limits.log_bytes = 4 << 20;
+    config.limits.picture_bytes = 4 << 20;
+    config.limits.log_bytes_total = 4 << 30;
+    config.limits.connections = 12_000;
+    match name {
+        // Nobody is closed: what a stalled reader costs is to be seen for as long as it lasts.
+        "patient" => {
+            config.times.send_stall = Duration::from_secs(600);
+            config.times.live_window = Duration::from_secs(600);
+        }
+        "strict" => config.times.send_stall = Duration::from_secs(1),
+        other => panic!("{SERVE} is no {other}"),
+    }
+    config
+}
+
+struct ChildGateway {
+    gateway: TestGateway,
+    child: Child,
+}
+
+impl ChildGateway {
+    async fn start(settings: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "slow::a_gateway_in_a_process_of_its_own", "--nocapture", "--test-threads=1"])
+            .env(SERVE, settings)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let url = loop {
+            let line = lines.next_line().await.unwrap().expect("the child says where it listens");
+            if let Some(url) = line.strip_prefix("listening ") {
+                break url.to_owned();
+            }
+        };
+        Self { gateway: TestGateway::at(url), child }
+    }
+
+    /// Resident memory of the child, in bytes.
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    async fn stop(mut self) {
+        drop(self.child.stdin.take());
+        tokio::time::timeout(BOUND, self.child.wait()).await.expect("the child stops").unwrap();
+    }
+}
+
+/// How often the gateway has closed a connection with this code.
+async fn closes(gateway: &TestGateway, code: &str) -> u64 {
+    let (_, text) = gateway.get("/metrics").await;
+    let of_code = format!("onlooker_closes_total{{code=\"{code}\"}} ");
+    let text = text.as_str().unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix(&of_code)).map_or(0, |count| count.parse().unwrap())
+}
+
+fn microseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap()
+}
+
+/// A runtime's socket, as one that publishes fast uses it: pictures and events, never far ahead of a reader.
+struct Firehose {
+    runtime: Runtime,
+    session: String,
+    n: u64,
+    began: Instant,
+    sent_bytes: u64,
+    text: String,
+    picture: Vec<u8>,
+}
+
+impl Firehose {
+    async fn open(gateway: &TestGateway, began: Instant) -> Self {
+        let mut runtime = gateway.runtime().await;
+        let (session, _) = runtime.open(OpenSession::default()).await;
+        let (text, picture) = ("lorem ipsum ".repeat(60 * 1024 / 12), vec![7; 200 * 1024]);
+        Self { runtime, session, n: 0, began, sent_bytes: 0, text, picture }
+    }
+
+    /// One event of 60 KiB and nine pictures of 200 KiB, and the gateway's word on them.
+    async fn publish(&mut self) {
+        let data = json!({ "sent": microseconds(self.began), "text": self.text });
+        self.runtime.numbers.insert(self.session.clone(), self.n);
+        self.runtime.send_event(&self.session.clone(), "x.large", data).await;
+        self.n += 1;
+        for _ in 0..9 {
+            self.n += 1;
+            let header = PublishedPicture {
+                session: self.session.clone(),
+                n: self.n,
+                media: "image/png".to_owned(),
+                data: json!({ "sent": microseconds(self.began) }),
+            };
+            let frame = picture::encode(&header, &self.picture);
+            self.sent_bytes += frame.len() as u64;
+            futures::SinkExt::send(&mut self.runtime.socket, Message::binary(frame)).await.unwrap();
+        }
+        self.sent_bytes += self.text.len() as u64;
+        self.runtime.seen.clear();
+        let (session, n) = (self.session.clone(), self.n);
+        self.runtime
+            .until("accepted", |frame| match frame {
+                GatewayToRuntime::Accepted { session: of, n: up_to, .. } => (*of == session && *up_to >= n).then_some(()),
+                GatewayToRuntime::EventRefused { refusal, .. } => panic!("refused: {refusal}"),
+                _ => None,
+            })
+            .await;
+    }
+
+    async fn publish_bytes(&mut self, bytes: u64) {
+        let until = self.sent_bytes + bytes;
+        while self.sent_bytes < until {
+            self.publish().await;
+        }
+    }
+}
+
+/// Reads everything of a session; returns its latencies in microseconds once the last event has come.
+async fn read_all(
+    mut subscriber: Subscriber,
+    began: Instant,
+    reached: Arc<AtomicU64>,
+    mut end: watch::Receiver<Option<u64>>,
+) -> Vec<u64> {
+    let (mut latencies, mut next) = (Vec::new(), None);
+    loop {
+        if end.borrow_and_update().is_some_and(|end| next > Some(end)) {
+            return latencies;
+        }
+        let message = tokio::select! {
+            message = subscriber.socket.next() => message.expect("open").expect("sound"),
+            Ok(()) = end.changed() => continue,
+        };
+        let Message::Text(text) = message else { continue };
+        match serde_json::from_str(&text).unwrap() {
+            GatewayToSubscriber::Ping { id, .. } => subscriber.send(SubscriberToGateway::Pong { id }).await,
+            GatewayToSubscriber::Gap { reason, .. } => panic!("the good reader was given a gap: {reason:?}"),
+            GatewayToSubscriber::Live { position, .. } => next = Some(position.offset + 1),
+            GatewayToSubscriber::Event(event) => {
+                assert_eq!(Some(event.position.offset), next, "the good reader misses something");
+                next = Some(event.position.offset + 1);
+                reached.store(event.position.offset, Ordering::Release);
+                if let Some(sent) = event.event.data["sent"].as_u64() {
+                    latencies.push(microseconds(began) - sent);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn percentile(values: &mut [u64], per_mille: usize) -> Duration {
+    values.sort_unstable();
+    Duration::from_micros(values[(values.len() * per_mille / 1000).min(values.len() - 1)])
+}
+
+async fn follow_pictures(subscriber: &mut Subscriber, session: &str) {
+    let pictures = PictureLevel::Full;
+    subscriber
+        .subscribe(Subscribe { session: Some(session.to_owned()), pictures, since: Since::Start, ..follow() })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscriber_that_never_reads_costs_no_memory_and_hurts_nobody() {
+    const PASSING: u64 = 1024 * MIB;
+    let child = ChildGateway::start("patient").await;
+    let began = Instant::now();
+    let mut firehose = Firehose::open(&child.gateway, began).await;
+    // Full once: log and pictures are as large as they get, and the allocator has what it needs for that.
+    firehose.publish_bytes(160 * MIB).await;
+
+    let mut stalled = child.gateway.subscriber().await;
+    follow_pictures(&mut stalled, &firehose.session).await;
+    let mut good = child.gateway.subscriber().await;
+    good.watch(&firehose.session).await;
+    let (_, snapshot) = good.snapshot().await;
+    assert_eq!(snapshot.session, firehose.session);
+    let (ended, end) = watch::channel(None);
+    let reached = Arc::new(AtomicU64::new(0));
+    let reading = tokio::spawn(read_all(good, began, Arc::clone(&reached), end));
+    let before = child.resident();
+    let mut most = before;
+    let (start, until) = (Instant::now(), firehose.sent_bytes + PASSING);
+    while firehose.sent_bytes < until {
+        firehose.publish().await;
+        most = most.max(child.resident());
+    }
+    let took = start.elapsed();
+    // Offsets 0 and 1 are the gateway's own, so number n is at n + 1.
+    ended.send_replace(Some(firehose.n + 1));
+    let mut latencies = tokio::time::timeout(BOUND, reading).await.expect("the good reader gets everything").unwrap();
+    let (p50, p99) = (percentile(&mut latencies, 500), percentile(&mut latencies, 990));
+    let grown = most.saturating_sub(before) / 1024;
+    println!(
+        "1 GiB past a stalled reader in {took:.1?}: RSS {} KiB before, at most {grown} KiB more; good reader: {} \
+         latencies, p50 {p50:?}, p99 {p99:?}",
+        before / 1024,
+        latencies.len(),
+    );
+    assert_eq!((closes(&child.gateway, "too_slow").await, closes(&child.gateway, "no_pong").await), (0, 0));
+    assert!(grown < 32 * 1024, "a reader that reads nothing made memory grow by {grown} KiB");
+    assert!(p99 < Duration::from_secs(1), "the good reader waited: p99 {p99:?}");
+    drop(stalled);
+    child.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_nothing_for_the_stall_time_is_closed_with_4001_and_resumes() {
+    let child = ChildGateway::start("strict").await;
+    let mut firehose = Firehose::open(&child.gateway, Instant::now()).await;
+    let mut stalled = Subscriber::narrow(&child.gateway).await;
+    follow_pictures(&mut stalled, &firehose.session).await;
+    stalled.live().await;
+    firehose.publish_bytes(16 * MIB).await;
+    wait_until("it is closed", || async { closes(&child.gateway, "too_slow").await == 1 }).await;
+    // What the kernel holds comes first, then the code. The goodbye waits for two seconds.
+    assert_eq!(stalled.closed().await, Some(4001));
+    let mut back = child.gateway.subscriber().await;
+    back.watch(&firehose.session).await;
+    back.live().await;
+    firehose.publish().await;
+    back.event("x.large").await;
+    child.stop().await;
+}
+
+/// A reader that is slower than what comes is still there: it reads, it answers, and it must not be taken for dead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_but_steady_reader_is_pinged_and_stays() {
+    let mut config = quick();
+    config.limits.log_bytes = 64 << 20;
+    // Without a pong it is closed after three of these.
+    let dead = config.times.live_window * 3;
+    let gateway = TestGateway::with(config).await;
+    let mut firehose = Firehose::open(&gateway, Instant::now()).await;
+    for _ in 0..400 {
+        firehose.runtime.numbers.insert(firehose.session.clone(), firehose.n);
+        let data = json!({ "text": firehose.text });
+        firehose.runtime.send_event(&firehose.session.clone(), "x.large", data).await;
+        firehose.n += 1;
+    }
+    firehose.runtime.accepted(&firehose.session.clone(), firehose.n).await;
+    let mut slow = Subscriber::narrow(&gateway).await;
+    let all = Subscribe { session: Some(firehose.session.clone()), since: Since::Start, ..follow() };
+    slow.subscribe(all).await;
+    let (start, mut pings) = (Instant::now(), 0);
+    loop {
+        tokio::time::sleep(Duration::from_millis(15)).await;
+        match tokio::time::timeout(BOUND, slow.socket.next()).await.unwrap() {
+            Some(Ok(Message::Text(text))) => match serde_json::from_str(&text).unwrap() {
+                GatewayToSubscriber::Ping { id, .. } => {
+                    pings += 1;
+                    slow.send(SubscriberToGateway::Pong { id }).await;
+                }
+                GatewayToSubscriber::Live { .. } => break,
+                _ => {}
+            },
+            other => panic!("after {:?} and {pings} pings it was left with {other:?}", start.elapsed()),
+        }
+    }
+    assert!(start.elapsed() > dead, "{:?} is too short to tell", start.elapsed());
+    assert!(pings > 0, "it was never pinged while it caught up");
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_subscriber_skips_pictures_and_never_events() {
+    const PICTURES: u64 = 150;
+    let gateway = TestGateway::with({
+        let mut config = quick();
+        config.times.live_window = Duration::from_secs(60);
+        config
+    })
+    .await;
+    let mut runtime = gateway.runtime().await;
+    let (session, _) = runtime.open(OpenSession::default()).await;
+    let mut slow = Subscriber::narrow(&gateway).await;
+    follow_pictures(&mut slow, &session).await;
+    slow.live().await;
+    for _ in 0..PICTURES {
+        runtime.publish_picture(&session, &vec![7; 200 * 1024]).await;
+    }
+    let last = runtime.publish(&session, "x.last", json!({})).await;
+    let (mut events, mut pictures, mut newest) = (Vec::new(), Vec::new(), String::new());
+    // The last event, and after it the newest picture.
+    while events.len() as u64 <= PICTURES || pictures.last() != Some(&newest) {
+        match slow.receive().await {
+            Received::Frame(GatewayToSubscriber::Event(event)) => {
+                if let Some(id) = event.event.data["id"].as_str() {
+                    newest = id.to_owned();
+                }
+                events.push(event.position.offset);
+            }
+            Received::Picture(header, bytes) => {
+                assert_eq!((bytes.len(), header.size), (200 * 1024, 200 * 1024));
+                pictures.push(header.id);
+            }
+            Received::Frame(GatewayToSubscriber::Gap { reason, .. }) => panic!("events were lost: {reason:?}"),
+            Received::Frame(_) => {}
+            Received::Closed(code) => panic!("closed with {code:?}"),
+        }
+    }
+    assert_eq!(events, Vec::from_iter(2..=last.offset));
+    assert!((pictures.len() as u64) < PICTURES, "it was slow, and got every picture");
+    let different: std::collections::BTreeSet<_> = pictures.iter().collect();
+    assert_eq!(different.len(), pictures.len(), "a picture came twice");
+    gateway.stop().await;
+}
+
+/// Whoever asks and does not read the answers is not read from any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_asks_and_never_reads_costs_no_memory() {
+    let child = ChildGateway::start("patient").await;
+    let mut peer = Subscriber::narrow(&child.gateway).await;
+    let ask = Message::text(json!({ "type": "subscribe", "session": "no", "ref": "r".repeat(1000) }).to_string());
+    let before = child.resident();
+    // Sending stops when the gateway no longer reads; until then it may take 128 MiB.
+    let sending = async {
+        for _ in 0..128 * 1024 {
+            futures::SinkExt::feed(&mut peer.socket, ask.clone()).await.unwrap();
+        }
+    };
+    let all_taken = tokio::time::timeout(Duration::from_secs(5), sending).await.is_ok();
+    let grown = child.resident().saturating_sub(before) / 1024;
+    println!("asking without reading: {grown} KiB more, everything taken: {all_taken}");
+    assert!(grown < 16 * 1024, "answers that nobody reads take {grown} KiB");
+    child.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_subscribers_cost_at_most_ten_kilobytes_each() {
+    let count: u64 = if std::env::var_os(FULL).is_some() { 10_000 } else { 2_000 };
+    let hard_limit = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let files = hard_limit.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let files: u64 = files.split_whitespace().next().unwrap().parse().unwrap_or(u64::MAX);
+    if files < count + 500 {
+        println!("skipped: {count} connections need more than the {files} files that may be open; raise `ulimit -n`");
+        return;
+    }
+    let child = ChildGateway::start("patient").await;
+    let mut runtime = child.gateway.runtime().await;
+    let mut sessions = Vec::new();
+    for _ in 0..10 {
+        sessions.push(runtime.open(OpenSession::default()).await.0);
+    }
+    // Once, so that what is made at the first use is there.
+    let mut first = child.gateway.subscriber().await;
+    first.watch(&sessions[0]).await;
+    first.live().await;
+    let before = child.resident();
+    let connecting = (0..count).map(|i| {
+        let (gateway, session) = (&child.gateway, &sessions[i as usize % 10]);
+        async move {
+            let mut subscriber = gateway.subscriber().await;
+            subscriber.watch(session).await;
+            subscriber.live().await;
+            subscriber
+        }
+    });
+    let subscribers: Vec<_> = futures::stream::iter(connecting).buffer_unordered(32).collect().await;
+    let after = child.resident();
+    let each = after.saturating_sub(before) / count;
+    println!("{count} idle subscribed connections: {each} bytes each, {} KiB in all", after / 1024);
+    assert_eq!(child.gateway.metric("onlooker_connections").await, (count + 1) as f64);
+    assert!(each < 10 * 1024, "{each} bytes for an idle connection");
+    assert!(after < 100 * MIB, "{} KiB", after / 1024);
+    // They are all still followed.
+    let (_, page) = child.gateway.get(&format!("/v1/sessions/{}", sessions[3])).await;
+    assert!(page != Value::Null);
+    drop(subscribers);
+    child.stop().await;
+}
