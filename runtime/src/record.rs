@@ -165,7 +165,9 @@ impl Recorder {
         match kind {
             kind::GUARDRAIL_TRIGGER => {
                 self.open.extend(text(&data, "guardrailId"));
-                self.line(kind, without(data, &["guardrailId", "revision", "asked", "type"]), None, progress);
+                // A deadline of the day of the recording has passed on every other day.
+                let question = without(data, &["guardrailId", "revision", "asked", "type", "expiresAt"]);
+                self.line(kind, question, None, progress);
             }
             kind::GUARDRAIL_RESOLVED | kind::GUARDRAIL_TAKEN | kind::GUARDRAIL_WITHDRAWN => self.closed(&data),
             kind::TASK_PAUSED => self.paused = true,
@@ -177,10 +179,13 @@ impl Recorder {
                 self.line(kind, without(data, &["id", "size", "media", "type"]), id, progress);
             }
             kind::TASK_STARTED => {}
-            _ if kind::PUBLISHED.contains(&kind) || kind.starts_with("x.") => {
-                self.line(kind, data, None, progress);
-                self.ended = kind::is_result(kind);
+            // The gateway opens the same window when the answer of a replay is handed over.
+            kind::SENSITIVE if data.get("by").is_some_and(|by| by == "gateway") => {}
+            _ if kind::is_result(kind) => {
+                self.line(kind, result(data), None, progress);
+                self.ended = true;
             }
+            _ if kind::PUBLISHED.contains(&kind) || kind.starts_with("x.") => self.line(kind, data, None, progress),
             _ => {}
         }
         self.clock.stand(self.paused || !self.open.is_empty());
@@ -256,8 +261,8 @@ impl Clock {
 
     fn seconds(&self) -> f64 {
         let until = self.standing_since.unwrap_or(self.now);
-        // Exact: milliseconds of a day fit a double many times over.
-        Duration::from_millis((until - self.start - self.stood).try_into().unwrap_or(0)).as_secs_f64()
+        // Exact: milliseconds of a day fit a double many times over, and one division rounds to the shortest text.
+        (until - self.start - self.stood).max(0) as f64 / 1_000.0
     }
 }
 
@@ -274,6 +279,15 @@ fn milliseconds(at: &str) -> Option<i64> {
     let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
     let seconds = ((days * 24 + part(11, 13)?) * 60 + part(14, 16)?) * 60 + part(17, 19)?;
     Some(seconds * 1_000 + part(20, 23)?)
+}
+
+/// A result without the ids of the session and the task, which every replay has its own of.
+fn result(data: Value) -> Value {
+    let mut data = without(data, &["taskId"]);
+    for entry in data.get_mut("network").and_then(Value::as_array_mut).into_iter().flatten() {
+        *entry = without(entry.take(), &["id", "taskId"]);
+    }
+    data
 }
 
 fn text(data: &Value, name: &str) -> Option<String> {
@@ -316,15 +330,21 @@ mod tests {
     #[test]
     fn the_wait_for_an_answer_is_not_recorded_and_gateway_made_events_are_left_out() {
         let mut recorder = Recorder::default();
-        let question = json!({"type": "human_input_needed", "guardrailId": "g", "revision": 1, "value": "Go?"});
+        let question = json!({"type": "human_input_needed", "guardrailId": "g", "revision": 1, "value": "Go?",
+                              "expiresAt": "2026-03-02T00:00:00.000Z"});
         for event in [
             frame(0, "session_started", Value::Null),
             frame(1, "task_started", json!({"taskId": "t"})),
             frame(2, "action", json!({"name": "click"})),
             frame(3, "guardrail_trigger", question),
             frame(30, "guardrail_resolved", json!({"guardrailId": "g", "outcome": "answered"})),
+            frame(30, "sensitive", json!({"on": true, "by": "gateway"})),
             frame(31, "guardrail_taken", json!({"guardrailId": "g", "revision": 1})),
-            frame(32, "task_completed", json!({"message": "done"})),
+            frame(
+                32,
+                "task_completed",
+                json!({"message": "done", "taskId": "t", "network": [{"id": "s", "urls": []}]}),
+            ),
         ] {
             recorder.event(event, &mut |_| {}).unwrap();
         }
@@ -332,7 +352,7 @@ mod tests {
         let expected = [
             (1.0, "action".to_owned(), json!({"name": "click"})),
             (2.0, "guardrail_trigger".to_owned(), json!({"value": "Go?"})),
-            (4.0, "task_completed".to_owned(), json!({"message": "done"})),
+            (4.0, "task_completed".to_owned(), json!({"message": "done", "network": [{"urls": []}]})),
         ];
         assert_eq!(lines, expected);
         assert!(recorder.ended);

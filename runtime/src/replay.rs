@@ -57,7 +57,7 @@ async fn play(recording: &Recording, speed: f64, task: &Task) -> Result<Complete
         let reached = Instant::now();
         match line.kind.as_str() {
             kind::TASK_STARTED | kind::GUARDRAIL_TAKEN | kind::GUARDRAIL_WITHDRAWN => {}
-            kind::TASK_COMPLETED => return Ok(completed(&line.data)),
+            kind::TASK_COMPLETED => return Ok(completed(&line.data, task)),
             kind::ERROR => return Err(failed(&line.data)),
             kind::GUARDRAIL_TRIGGER => go_on(&task.ask(fresh(&line.data, &mut ids)).await)?,
             _ => publish(recording, line, task).await,
@@ -95,7 +95,8 @@ async fn publish(recording: &Recording, line: &Line, task: &Task) {
     }
 }
 
-/// The recorded question under an id that is new for this play, the same for all lines with one recorded id.
+/// The recorded question under an id that is new for this play, the same for all lines with one recorded id, and
+/// without a deadline of the day on which it was recorded.
 fn fresh(data: &Value, ids: &mut HashMap<String, String>) -> Value {
     let mut data = data.as_object().cloned().unwrap_or_default();
     let id = match data.get("guardrailId").and_then(Value::as_str) {
@@ -103,6 +104,7 @@ fn fresh(data: &Value, ids: &mut HashMap<String, String>) -> Value {
         None => ids::fresh(),
     };
     data.insert("guardrailId".to_owned(), id.into());
+    data.shift_remove("expiresAt");
     Value::Object(data)
 }
 
@@ -120,8 +122,15 @@ fn go_on(outcome: &GuardrailOutcome) -> Result<(), Failed> {
     Err(Failed { error: error.to_owned(), code: code.to_owned() })
 }
 
-fn completed(data: &Value) -> Completed {
+/// The recorded result, under the ids of this play.
+fn completed(data: &Value, task: &Task) -> Completed {
     let mut data = data.as_object().cloned().unwrap_or_default();
+    for entry in data.get_mut("network").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Value::Object(entry) = entry {
+            entry.insert("id".to_owned(), task.session().into());
+            entry.insert("taskId".to_owned(), task.id().into());
+        }
+    }
     Completed { message: take_text(&mut data, "message").unwrap_or_default(), data }
 }
 
@@ -224,9 +233,10 @@ mod tests {
             {"at": 0.0, "type": "task_started"},
             {"at": 1.0, "type": "action", "data": {"name": "click"}},
             {"at": 3.0, "type": "screenshot", "file": "0001.png"},
-            {"at": 4.0, "type": "guardrail_trigger", "data": {"guardrailId": "recorded", "value": "Go?"}},
+            {"at": 4.0, "type": "guardrail_trigger", "data": {"guardrailId": "recorded", "value": "Go?",
+                                                               "expiresAt": "2020-01-01T00:00:00.000Z"}},
             {"at": 5.5, "type": "x.own"},
-            {"at": 6.0, "type": "task_completed", "data": {"message": "done", "usage": {"steps": 3}}},
+            {"at": 6.0, "type": "task_completed", "data": {"message": "done", "network": [{"urls": []}]}},
         ])
     }
 
@@ -240,6 +250,7 @@ mod tests {
         let (at, kind, question) = stage.next().await;
         assert_eq!((at, kind.as_str(), &question["value"]), (2_000, "guardrail_trigger", &json!("Go?")));
         assert_ne!(question["guardrailId"], "recorded");
+        assert!(question["expiresAt"].is_null(), "it would have expired before it was asked");
         tokio::time::sleep(Duration::from_secs(600)).await;
         stage.answer(&question, Outcome::Answered);
         assert_eq!(stage.next().await.1, "guardrail_taken");
@@ -247,7 +258,7 @@ mod tests {
         assert_eq!((at, kind.as_str()), (602_750, "x.own"));
         let completed = stage.play.await.unwrap().unwrap();
         assert_eq!((stage.began.elapsed().as_millis(), completed.message.as_str()), (603_000, "done"));
-        assert_eq!(Value::Object(completed.data), json!({"usage": {"steps": 3}}));
+        assert_eq!(Value::Object(completed.data), json!({"network": [{"urls": [], "id": "s", "taskId": "t"}]}));
     }
 
     #[tokio::test(start_paused = true)]
