@@ -5,13 +5,14 @@ CHROMIUM = chromium chromium-browser google-chrome google-chrome-stable
 HAVE_CHROMIUM = for name in $(CHROMIUM); do command -v $$name >/dev/null 2>&1 && exit 0; done; exit 1
 INSTALL = apt-get update -qq && apt-get install -y --no-install-recommends chromium
 
-.PHONY: help demo demo-live test check chromium
+.PHONY: help demo demo-live test check sabotage chromium
 
 help:
 	@echo "make demo       a gateway with a recorded session to look at"
 	@echo "make demo-live  the same with a real Chromium"
 	@echo "make check      format, lints and the fast tests"
 	@echo "make test       format, lints and every test"
+	@echo "make sabotage   switches each safety check off and sees its tests fail"
 
 demo:
 	@echo "==> building"
@@ -43,6 +44,9 @@ test: chromium
 	@echo "==> tests with a real Chromium"
 	@$(CARGO) test -p onlooker-runtime --features chromium
 	@echo "==> all of it is fine"
+
+sabotage:
+	@CARGO='$(CARGO)' sh tests/sabotage.sh
 
 # Installs Debian's package where it is missing, and only where that needs no password.
 chromium:

@@ -125,7 +125,8 @@ async function refreshGuardrail(id) {
   const session = chosen.id;
   try {
     const reply = await rest("GET", `/v1/guardrails/${encodeURIComponent(id)}?session=${encodeURIComponent(session)}`);
-    takeGuardrail(reply.guardrail ?? reply);
+    // Claims come as frames, which this reply may be older than.
+    takeGuardrail({ ...reply.guardrail, claim: chosen?.guardrails.get(id)?.claim });
   } catch {
     // What the event or the snapshot said stays on the page.
   }
@@ -220,7 +221,8 @@ function drawSession() {
   if (!chosen) return;
   const view = chosen.view ?? { session: chosen.id, ...summaries.get(chosen.id) };
   const task = chosen.currentTask();
-  const status = statusOf({ ...view, taskStatus: task?.status ?? view.taskStatus });
+  const guardrails = chosen.view ? chosen.open() : view.guardrails;
+  const status = statusOf({ ...view, guardrails, taskStatus: task?.status ?? view.taskStatus });
   setText($("session-name"), nameOf(view));
   setText($("session-line"), [view.runtime?.name, view.createdAt && `since ${clock(view.createdAt)}`].filter(Boolean).join(" · "));
   setText($("session-status"), status.text);
@@ -274,7 +276,7 @@ function drawPictureNote() {
 function drawWatchers() {
   const { watching = 0, able = 0, following = 0 } = chosen?.watchers ?? {};
   const looking = watching === 0 ? "Nobody is looking" : watching === 1 ? "1 is looking" : `${watching} are looking`;
-  setText($("watchers-line"), `${looking} · ${able} can answer · ${following} follow`);
+  setText($("watchers-line"), `${looking} · ${able} can answer · ${following} ${following === 1 ? "follows" : "follow"}`);
 }
 
 function drawAttention() {

@@ -37,10 +37,11 @@ export const words = (name) => String(name ?? "").replaceAll("_", " ");
 export const nameOf = (summary) => summary.externalId || `Session ${summary.session.slice(0, 8)}`;
 
 /** The one line under a session's name, and its colour. */
-export function statusOf({ status, reason, taskStatus }) {
+export function statusOf({ status, reason, taskStatus, guardrails }) {
   if (status === "ended") return { text: reason ? `ended: ${words(reason)}` : "ended", tone: "quiet" };
   if (status === "orphaned") return { text: "runtime away", tone: "warn" };
   if (status === "pending") return { text: "waiting for a runtime", tone: "quiet" };
+  if (guardrails?.length) return { text: "waiting for a person", tone: "alert" };
   if (taskStatus === "failed") return { text: "task failed", tone: "bad" };
   if (taskStatus === "waiting") return { text: "waiting for a person", tone: "alert" };
   return { text: taskStatus ? words(taskStatus) : "idle", tone: taskStatus === "running" ? "good" : "quiet" };

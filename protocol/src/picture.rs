@@ -15,6 +15,9 @@ pub struct PublishedPicture {
     pub n: u64,
     /// The media type, `image/jpeg`, `image/png` or `image/webp`.
     pub media: String,
+    /// The task it belongs to; the running one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub data: Value,
 }

@@ -92,7 +92,8 @@ pub enum RuntimeToGateway {
         session: String,
         events: Vec<PublishedEvent>,
     },
-    /// The runtime no longer has the events from this number on; the log goes on in a new epoch.
+    /// The runtime no longer has the events that the gateway expects. `from` is the number of its next event, at least
+    /// the one expected; the log goes on from there in a new epoch.
     NLost {
         session: String,
         from: u64,

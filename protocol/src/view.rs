@@ -367,7 +367,8 @@ pub struct WhyView {
 pub struct NoticeView {
     pub id: String,
     pub target: String,
-    /// `queued`, `leased`, `confirmed`, `failed` or `unknown`.
+    /// `queued`, `leased`, `confirmed`, `failed`, `unknown`, `given_up` (also the repeat is unknown) or `dropped` (not
+    /// wanted any more before it was sent).
     pub state: String,
     pub attempts: u32,
     /// 1 for the repeat after an unknown outcome.

@@ -39,7 +39,7 @@ frame_types! { SUBSCRIBER_TO_GATEWAY from_subscriber SubscriberToGateway
     Release "release", Subscribe "subscribe", Unsubscribe "unsubscribe"
 }
 frame_types! { GATEWAY_TO_SUBSCRIBER to_subscriber GatewayToSubscriber
-    Error "error", Event "event", Gap "gap", Goaway "goaway", Hello "hello", Live "live", Ok "ok", Ping "ping",
+    Claims "claims", Error "error", Event "event", Gap "gap", Goaway "goaway", Hello "hello", Live "live", Ok "ok", Ping "ping",
     Ready "ready", Replay "replay", Snapshot "snapshot", Summaries "summaries", Summary "summary",
     Unsubscribed "unsubscribed", Watchers "watchers"
 }

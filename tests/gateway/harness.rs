@@ -497,13 +497,17 @@ impl Runtime {
             let frame = self.seen.remove(at).expect("just found");
             return fits(&frame).expect("just fitted");
         }
-        loop {
-            let Some(frame) = self.receive().await else { panic!("the connection ended before {what}") };
-            match fits(&frame) {
-                Some(found) => return found,
-                None => self.seen.push_back(frame),
+        let waiting = async {
+            loop {
+                let Some(frame) = self.receive().await else { panic!("the connection ended before {what}") };
+                match fits(&frame) {
+                    Some(found) => return found,
+                    None => self.seen.push_back(frame),
+                }
             }
-        }
+        };
+        // The bound of each receive is not the bound of all of them: pings come for ever.
+        timeout(BOUND, waiting).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
     }
 
     /// Opens a session of its own; returns its id and claim token.
@@ -562,10 +566,10 @@ impl Runtime {
         let n = self.numbers.entry(session.to_owned()).or_default();
         *n += 1;
         let n = *n;
-        let header =
-            PublishedPicture { session: session.to_owned(), n, media: "image/png".to_owned(), data: json!({}) };
+        let (session, media) = (session.to_owned(), "image/png".to_owned());
+        let header = PublishedPicture { session, n, media, task: None, data: json!({}) };
         self.socket.send(Message::binary(picture::encode(&header, bytes))).await.unwrap();
-        self.accepted(session, n).await
+        self.accepted(&header.session, n).await
     }
 
     /// Waits for the gateway's word on everything up to `n`.

@@ -714,6 +714,7 @@ async fn a_slow_reader_of_summaries_skips_states_and_ends_with_the_last() {
         session: session.clone(),
         n,
         media: "image/png".to_owned(),
+        task: None,
         data: Value::Null,
     };
     for n in 1..=CHANGES {

@@ -150,6 +150,7 @@ impl Firehose {
                 session: self.session.clone(),
                 n: self.n,
                 media: "image/png".to_owned(),
+                task: None,
                 data: json!({ "sent": microseconds(self.began) }),
             };
             let frame = picture::encode(&header, &self.picture);

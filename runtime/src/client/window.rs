@@ -161,6 +161,7 @@ impl Window {
                 session: session.to_owned(),
                 n,
                 media: picture.media.clone(),
+                task: next.task.clone(),
                 data: next.data.clone(),
             };
             let frame = picture::encode(&header, &picture.bytes);

@@ -1,0 +1,84 @@
+#!/bin/sh
+# Shows that every guard is able to fail: with a safety check switched off, the tests that guard it must fail, and
+# without that they must pass. Needs nothing but cargo; run it from anywhere.
+
+set -eu
+cd "$(dirname "$0")/.."
+CARGO=${CARGO:-cargo}
+# A test that waits for ever without its check has failed as well.
+LIMIT=120
+
+# check, where its test is (`gateway` or `lib`), the test's name
+TABLE='
+redactor         gateway  secrecy::no_canary_shows_anywhere_after_it_was_echoed_in_every_form
+redactor         lib      redact::tests::every_encoding_of_a_value_goes
+recheck          gateway  reaching::a_watcher_that_comes_between_decision_and_sending_holds_the_notice_back
+recheck          lib      outbox::tests::a_notice_that_is_no_longer_wanted_at_sending_is_not_sent
+compare_and_set  gateway  answers::of_two_answers_at_the_same_instant_exactly_one_wins
+compare_and_set  gateway  engine::memory::exactly_one_writer_wins_each_version
+compare_and_set  lib      outbox::tests::two_outboxes_that_race_on_one_key_send_once
+fence            gateway  runtimes::events_of_a_runtime_that_was_replaced_are_refused_as_fenced
+fence            gateway  engine::memory::a_lower_term_is_fenced_and_changes_nothing
+byte_bound       gateway  engine::memory::a_log_is_trimmed_by_bytes
+'
+
+said=$(mktemp)
+trap 'rm -f "$said"' EXIT
+unset ONLOOKER_SABOTAGE
+
+echo "==> building with the feature sabotage"
+if ! $CARGO test -p onlooker --features sabotage --lib --test gateway --no-run >"$said" 2>&1; then
+    cat "$said"
+    exit 1
+fi
+binary_of() {
+    sed -n "s|^ *Executable $1 (\(.*\))\$|\1|p" "$said"
+}
+gateway=$(binary_of tests/gateway/main.rs)
+lib=$(binary_of 'unittests src/lib.rs')
+
+# run SWITCH BINARY NAME: runs one test; its words are left in $said.
+run() {
+    ONLOOKER_SABOTAGE=$1 timeout "$LIMIT" "$2" --exact "$3" >"$said" 2>&1
+}
+
+wrong=0
+complain() {
+    echo "    WRONG: $1"
+    wrong=$((wrong + 1))
+}
+
+judge() {
+    check=$1 name=$3
+    case $2 in gateway) binary=$gateway ;; *) binary=$lib ;; esac
+    echo "==> $check: $name"
+    if ! run '' "$binary" "$name"; then
+        tail -n 20 "$said"
+        complain "it fails although every check is on"
+    elif ! grep -q '^test result: ok\. 1 passed' "$said"; then
+        complain "there is no such test"
+    elif run "$check" "$binary" "$name"; then
+        complain "it passes although $check is off"
+    elif grep -q 'ONLOOKER_SABOTAGE names no guard' "$said"; then
+        complain "there is no check of that name"
+    else
+        echo "    fails without it, as it should"
+    fi
+}
+
+while read -r check where name; do
+    [ -z "$check" ] || judge "$check" "$where" "$name"
+done <<TABLE
+$TABLE
+TABLE
+
+# A check that is in the source and guarded by nothing above would go unnoticed.
+for check in $(sed -n 's/^ *"\([a-z_]*\)" => Guard::.*/\1/p' src/sabotage.rs); do
+    echo "$TABLE" | grep -q "^$check " || complain "no test in the table guards $check"
+done
+
+if [ "$wrong" -gt 0 ]; then
+    echo "==> $wrong of these guards guard nothing"
+    exit 1
+fi
+echo "==> every guard is able to fail"
