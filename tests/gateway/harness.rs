@@ -368,13 +368,17 @@ impl Runtime {
             let frame = self.seen.remove(at).expect("just found");
             return fits(&frame).expect("just fitted");
         }
-        loop {
-            let Some(frame) = self.receive().await else { panic!("the connection ended before {what}") };
-            match fits(&frame) {
-                Some(found) => return found,
-                None => self.seen.push_back(frame),
+        let waiting = async {
+            loop {
+                let Some(frame) = self.receive().await else { panic!("the connection ended before {what}") };
+                match fits(&frame) {
+                    Some(found) => return found,
+                    None => self.seen.push_back(frame),
+                }
             }
-        }
+        };
+        // Pings come for as long as nothing else does.
+        timeout(BOUND, waiting).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
     }
 
     /// Opens a session of its own; returns its id and claim token.
