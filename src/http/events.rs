@@ -116,9 +116,14 @@ async fn page(
     let poll = session.watch.poll(credential, &caller.0.who, able, Instant::now());
     let found = find(app, session, &wanted, &asked.query).await?;
     // Open questions are state: every page carries them, also one that begins after they were raised.
-    let snapshot = session.snapshot().await?;
-    let body = page_body(&found, &snapshot);
-    if let Some(written) = written {
+    let snapshot = match session.snapshot().await {
+        Ok(snapshot) => Some(snapshot),
+        // The owners go before the connections: a poll under way is still answered with what the log has.
+        Err(_) if app.stopping.is_cancelled() => None,
+        Err(refusal) => return Err(refusal),
+    };
+    let body = page_body(&found, snapshot.as_ref());
+    if let (Some(written), Some(snapshot)) = (written, snapshot) {
         let questions = Some(snapshot.position.offset);
         let is_result = |record: &&Record| onlooker_protocol::event::kind::is_result(&record.kind);
         let results = found.records.iter().filter(is_result).map(|record| record.offset).max();
@@ -182,7 +187,7 @@ fn beginning(since: Since, head: &Head) -> (u64, Option<GapReason>) {
     }
 }
 
-fn page_body(found: &Found, snapshot: &Snapshot) -> Vec<u8> {
+fn page_body(found: &Found, snapshot: Option<&Snapshot>) -> Vec<u8> {
     let bytes: usize = found.records.iter().map(|record| record.frame.len() + 1).sum();
     let mut body = Vec::with_capacity(bytes + 96);
     body.extend_from_slice(br#"{"events":["#);
@@ -195,7 +200,7 @@ fn page_body(found: &Found, snapshot: &Snapshot) -> Vec<u8> {
     body.extend_from_slice(br#"],"position":""#);
     body.extend_from_slice(found.position.to_string().as_bytes());
     body.push(b'"');
-    if !snapshot.state.guardrails.is_empty() {
+    if let Some(snapshot) = snapshot.filter(|snapshot| !snapshot.state.guardrails.is_empty()) {
         body.extend_from_slice(br#","guardrails":"#);
         serde_json::to_writer(&mut body, &snapshot.state.guardrails).expect("writing to memory does not fail");
     }

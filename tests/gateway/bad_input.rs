@@ -1,5 +1,7 @@
 //! What must not disturb: unreadable, oversized and forbidden input, and clients that do nothing.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};

@@ -1,5 +1,7 @@
 //! Who gets in: loopback and origins in open mode, keys, scopes, projects and tokens in closed mode, TLS.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{SinkExt, StreamExt};

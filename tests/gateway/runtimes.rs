@@ -1,5 +1,7 @@
 //! Runtimes: who gets a session, who holds it, and what becomes of it while its runtime is away.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{sync::Arc, time::Duration};
 
 use onlooker::config::key::Scope;
