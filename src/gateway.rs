@@ -47,7 +47,7 @@ const GUARDRAIL_IDS: usize = 4096;
 pub enum StartError {
     #[error("the configuration is wrong: {0}")]
     Config(#[from] ConfigError),
-    #[error("cannot listen on {address}; is another program using the port?")]
+    #[error("cannot listen on {address}, perhaps because another program uses the port")]
     Listen { address: SocketAddr, source: io::Error },
     #[error("TLS: {0}")]
     Tls(#[from] tls::TlsError),

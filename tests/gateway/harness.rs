@@ -506,11 +506,7 @@ impl Runtime {
                 }
             }
         };
-<<<<<<< HEAD
         // The bound of each receive is not the bound of all of them: pings come for ever.
-=======
-        // Pings come for as long as nothing else does.
->>>>>>> t-doors
         timeout(BOUND, waiting).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
     }
 
