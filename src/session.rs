@@ -4,13 +4,17 @@
 //! deadlines. Everybody else asks it through a bounded mailbox, or reads what it shares: the committed head, the
 //! pictures, who watches, and the state frames.
 
+mod appending;
 mod commands;
 mod directory;
+mod holding;
 mod owner;
 mod publishing;
 mod questions;
 mod reaching;
+mod run_clock;
 pub mod state;
+mod telling;
 
 use std::sync::Arc;
 

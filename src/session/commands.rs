@@ -11,9 +11,12 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::{
+    appending::Draft,
     by,
-    owner::{Draft, Owner, OwnershipLost, RuntimeSide, TaskRules},
+    holding::RuntimeSide,
+    owner::{Owner, OwnershipLost},
     publishing::invalid,
+    run_clock::TaskRules,
 };
 use crate::{
     control::{ControlRefused, Taken},

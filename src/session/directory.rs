@@ -22,7 +22,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Created, IN_FLIGHT_BYTES, MAILBOX, NewSession, Origin, Session, Shared,
-    owner::{Draft, LogEnd, Owner, RuntimeSide},
+    appending::{Draft, LogEnd},
+    holding::RuntimeSide,
+    owner::Owner,
     publishing::invalid,
     state::State,
 };

@@ -1,4 +1,4 @@
-//! What a runtime does: it takes the session, publishes events, applies commands, leaves.
+//! What a runtime publishes: numbered events on their way into the log, and the secrets it announces.
 
 use onlooker_protocol::{
     Position,
@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    ClaimSession, Publish, Publisher,
-    owner::{Draft, Owner, OwnershipLost, RuntimeSide},
+    Publish, Publisher,
+    appending::Draft,
+    owner::{Owner, OwnershipLost},
 };
 use crate::{
     engine::{EngineError, Numbers},
@@ -101,19 +102,6 @@ impl Owner {
         }
         let Publisher::Connection(connection) = publisher else { unreachable!("HTTP is served above") };
         Ok(self.hold(*connection))
-    }
-
-    /// Whether this connection holds the session; if so, it has its token.
-    fn hold(&mut self, connection: ConnectionId) -> Result<(), Refusal> {
-        let fence_off = crate::sabotage::is_off(crate::sabotage::Guard::Fence);
-        match &self.runtime {
-            RuntimeSide::Connected(seat) if seat.connection == connection || fence_off => {
-                self.tokens.confirm();
-                Ok(())
-            }
-            _ if self.state.is_ended() => Err(Refusal::plain(Code::SessionEnded)),
-            _ => Err(Refusal::plain(Code::Fenced)),
-        }
     }
 
     async fn take_events(&mut self, events: Vec<Published>) -> Result<(), Stop> {
@@ -278,12 +266,6 @@ impl Owner {
         Ok(())
     }
 
-    pub(super) fn commands_done(&mut self, connection: ConnectionId, commands: u64) {
-        if self.hold(connection).is_ok() {
-            self.session.link.done(commands);
-        }
-    }
-
     /// The runtime no longer has its events from a number on: the log goes on in a new epoch.
     pub(super) async fn numbers_lost(&mut self, connection: ConnectionId, from: u64) -> Result<(), OwnershipLost> {
         if self.hold(connection).is_err() || from <= self.log.n {
@@ -336,83 +318,6 @@ impl Owner {
         }
         self.redactor.redact_members(&mut self.asked.labels, &[]);
         self.state.rename(self.asked.external_id.clone(), self.asked.labels.clone());
-    }
-
-    /// The runtime has closed the session.
-    pub(super) async fn ended_by_runtime(&mut self, connection: ConnectionId) -> Result<(), OwnershipLost> {
-        if self.hold(connection).is_ok() { self.end(EndReason::Completed).await } else { Ok(()) }
-    }
-
-    /// A runtime takes the session, for the first time or again.
-    pub(super) async fn claimed_by_runtime(&mut self, claim: ClaimSession) -> Result<(), OwnershipLost> {
-        let ClaimSession { token, commands, seat } = claim;
-        let session = self.session.id.to_string();
-        if !self.tokens.fits(&token) {
-            self.services.metrics.refused(Code::WrongClaim);
-            let refusal = Refusal::plain(Code::WrongClaim);
-            seat.outlet.send(GatewayToRuntime::Error { reference: None, session: Some(session), refusal });
-            return Ok(());
-        }
-        if self.state.is_ended() {
-            let refusal = Refusal::plain(Code::SessionEnded);
-            seat.outlet.send(GatewayToRuntime::Released { session, refusal });
-            return Ok(());
-        }
-        let name = seat.name.clone();
-        let before = std::mem::replace(&mut self.runtime, RuntimeSide::None);
-        let event = match before {
-            RuntimeSide::Offered { .. } => Some(kind::RUNTIME_CONNECTED),
-            RuntimeSide::Away { .. } => Some(kind::RUNTIME_RECONNECTED),
-            RuntimeSide::Connected(old) if old.connection != seat.connection => {
-                let refusal = Refusal::plain(Code::Fenced);
-                old.outlet.send(GatewayToRuntime::Released { session: session.clone(), refusal });
-                None
-            }
-            _ => None,
-        };
-        self.log.term += 1;
-        self.session.link.done(commands);
-        let claim = self.tokens.rotate(&token);
-        let expected = self.log.n + 1;
-        seat.outlet.send(GatewayToRuntime::Claimed { session, claim, expected, secrets_expected: false });
-        self.session.link.connect(seat.connection, std::sync::Arc::clone(&seat.outlet), commands);
-        self.runtime = RuntimeSide::Connected(seat);
-        if let Some(event) = event {
-            self.append_surely(vec![Draft::new(event, None, json!({ "runtime": name }))]).await?;
-        }
-        Ok(())
-    }
-
-    pub(super) async fn declined(&mut self, connection: ConnectionId, reason: &str) -> Result<(), OwnershipLost> {
-        let offered = matches!(&self.runtime, RuntimeSide::Offered { seat, .. } if seat.connection == connection);
-        if offered {
-            let reason: String = self.redactor.redact_str(reason).chars().take(200).collect();
-            tracing::info!(session.id = %self.id(), reason, "the runtime declined the session");
-            self.offer_next().await?;
-        }
-        Ok(())
-    }
-
-    /// An HTTP runtime shows its token: it is there, and has applied commands up to `done`.
-    pub(super) async fn http_contact(&mut self, claim: &str, done: u64) -> Result<Result<(), Refusal>, OwnershipLost> {
-        if !self.tokens.fits(claim) {
-            return Ok(Err(Refusal::plain(Code::WrongClaim)));
-        }
-        if self.state.is_ended() {
-            return Ok(Err(Refusal::plain(Code::SessionEnded)));
-        }
-        let was_away = match &self.runtime {
-            RuntimeSide::Http { .. } => false,
-            RuntimeSide::Away { .. } => true,
-            _ => return Ok(Err(Refusal::plain(Code::Fenced))),
-        };
-        self.runtime = RuntimeSide::Http { last_contact: Instant::now() };
-        self.session.link.done(done);
-        if was_away {
-            let data = json!({ "runtime": self.state.session().runtime.as_ref().map(|runtime| &runtime.name) });
-            self.append_surely(vec![Draft::new(kind::RUNTIME_RECONNECTED, None, data)]).await?;
-        }
-        Ok(Ok(()))
     }
 }
 

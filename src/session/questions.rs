@@ -16,7 +16,8 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{
-    owner::{Draft, Owner, OwnershipLost},
+    appending::Draft,
+    owner::{Owner, OwnershipLost},
     publishing::{StatefulStop, invalid},
 };
 use crate::{
