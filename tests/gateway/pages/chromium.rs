@@ -89,6 +89,7 @@ impl Chromium {
             }
             if started.elapsed() > START_LIMIT {
                 drop(guard.stdin.take());
+                let _ = guard.wait();
                 panic!("Chromium did not start within {} s", START_LIMIT.as_secs());
             }
             std::thread::sleep(Duration::from_millis(20));
