@@ -200,7 +200,8 @@ impl Subscriber {
         let mut request = format!("ws://{address}/v1/ws").into_client_request().unwrap();
         request.headers_mut().insert("sec-websocket-protocol", SUBPROTOCOL.parse().unwrap());
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(4096).unwrap();
+        // Twice this is taken, half of it is the window: less than a segment of loopback (64 KiB) would make it crawl.
+        socket.set_recv_buffer_size(96 * 1024).unwrap();
         let stream = socket.connect(address.parse().unwrap()).await.expect("the gateway accepts");
         let stream = MaybeTlsStream::Plain(stream);
         let (socket, _) = tokio_tungstenite::client_async(request, stream).await.expect("the gateway upgrades");
