@@ -185,8 +185,10 @@ pub(super) fn check(head: &Head, batch: &Batch) -> Result<Head, EngineError> {
 impl Engine for MemoryEngine {
     fn create(&self, session: SessionId, epoch: Epoch, term: u64) -> BoxFuture<'_, Result<(), EngineError>> {
         let head = Head { epoch, term, first: 0, next: 0, n: 0 };
-        let log =
-            Log { content: Mutex::new(Content { records: VecDeque::new(), bytes: 0, removed: false }), head: watch::Sender::new(head) };
+        let log = Log {
+            content: Mutex::new(Content { records: VecDeque::new(), bytes: 0, removed: false }),
+            head: watch::Sender::new(head),
+        };
         self.logs.entry(session).or_insert_with(|| Arc::new(log));
         future::ready(Ok(())).boxed()
     }

@@ -270,7 +270,8 @@ async fn a_log_is_trimmed_by_bytes(make: Factory) {
 async fn a_read_returns_no_more_than_asked_and_one_at_least(make: Factory) {
     let log = make(MANY).create().await;
     log.append(Batch { records: (0..10).map(|offset| large(offset, 100)).collect(), ..log.batch(0..0) }).await.unwrap();
-    let table = [(3, usize::MAX, 3), (0, usize::MAX, 1), (10, 250, 2), (10, 200, 2), (10, 199, 1), (10, 1, 1), (10, 0, 1)];
+    let table =
+        [(3, usize::MAX, 3), (0, usize::MAX, 1), (10, 250, 2), (10, 200, 2), (10, 199, 1), (10, 1, 1), (10, 0, 1)];
     for (records, bytes, expected) in table {
         let read = log.read(2, ReadLimit { records, bytes }).await.unwrap();
         assert_eq!(read.len(), expected, "{records} records, {bytes} bytes");

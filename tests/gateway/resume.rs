@@ -20,9 +20,7 @@ use onlooker_protocol::{
     event::{Epoch, EventFrame, Since},
     picture,
     runtime::{GatewayToRuntime, OpenSession, RuntimeToGateway},
-    subscriber::{
-        GapReason, GatewayToSubscriber, NewTask, SessionCommand, Subscribe, SubscriberToGateway,
-    },
+    subscriber::{GapReason, GatewayToSubscriber, NewTask, SessionCommand, Subscribe, SubscriberToGateway},
     view::{GuardrailState, SessionStatus, SessionView, TaskStatus},
 };
 use serde_json::{Value, json};
@@ -368,7 +366,8 @@ async fn two_sessions_on_one_connection_are_each_complete_and_end_apart() {
     runtime.publish(&one, "x.unseen", json!({})).await;
     runtime.publish(&two, "x.seen", json!({})).await;
     subscriber.event("x.seen").await;
-    let unseen = |frame: &GatewayToSubscriber| matches!(frame, GatewayToSubscriber::Event(event) if event.session == one);
+    let unseen =
+        |frame: &GatewayToSubscriber| matches!(frame, GatewayToSubscriber::Event(event) if event.session == one);
     assert!(!subscriber.seen.iter().any(unseen));
     gateway.stop().await;
 }
@@ -497,7 +496,9 @@ impl Kept {
     }
 
     fn turn(&mut self, task: Option<&str>, from: TaskStatus, to: TaskStatus) {
-        for (_, status, _) in self.tasks.iter_mut().filter(|(id, status, _)| Some(id.as_str()) == task && *status == from) {
+        for (_, status, _) in
+            self.tasks.iter_mut().filter(|(id, status, _)| Some(id.as_str()) == task && *status == from)
+        {
             *status = to;
         }
     }
@@ -563,7 +564,8 @@ impl Stage<'_> {
     }
 
     async fn answer(&mut self, id: &str) {
-        let body = json!({ "session": self.session, "revision": 1, "idempotencyKey": "k", "action": "submit", "text": "yes" });
+        let body =
+            json!({ "session": self.session, "revision": 1, "idempotencyKey": "k", "action": "submit", "text": "yes" });
         assert_eq!(self.gateway.post(&format!("/v1/guardrails/{id}/answer"), body).await.0, 200);
         self.probe().await;
     }
@@ -690,7 +692,9 @@ async fn a_project_of_250_sessions_is_told_in_chunks_and_nothing_is_left_out() {
     assert_eq!(told, opened);
     runtime.send(RuntimeToGateway::End { session: opened[7].clone() }).await;
     let ended = subscriber.until("the summary of the end", |frame| match frame {
-        GatewayToSubscriber::Summary(summary) if summary.status == SessionStatus::Ended => Some(summary.session.clone()),
+        GatewayToSubscriber::Summary(summary) if summary.status == SessionStatus::Ended => {
+            Some(summary.session.clone())
+        }
         _ => None,
     });
     assert_eq!(ended.await, opened[7]);

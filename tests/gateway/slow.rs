@@ -161,7 +161,9 @@ impl Firehose {
         let (session, n) = (self.session.clone(), self.n);
         self.runtime
             .until("accepted", |frame| match frame {
-                GatewayToRuntime::Accepted { session: of, n: up_to, .. } => (*of == session && *up_to >= n).then_some(()),
+                GatewayToRuntime::Accepted { session: of, n: up_to, .. } => {
+                    (*of == session && *up_to >= n).then_some(())
+                }
                 GatewayToRuntime::EventRefused { refusal, .. } => panic!("refused: {refusal}"),
                 _ => None,
             })
