@@ -21,7 +21,8 @@ fn rules() -> GuardrailRules {
 
 fn trigger(id: &str, more: serde_json::Value) -> Result<Trigger, Refusal> {
     let mut data = json!({ "value": "May I?", "guardrailId": id });
-    data.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let serde_json::Value::Object(more) = more else { panic!("members") };
+    data.as_object_mut().unwrap().extend(more);
     Trigger::read(&data, "fallback", time::OffsetDateTime::UNIX_EPOCH, &rules())
 }
 

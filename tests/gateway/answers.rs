@@ -176,7 +176,8 @@ async fn refused(runtime: &mut Runtime, session: &str, data: Value) -> onlooker_
 
 fn trigger(id: &str, more: Value) -> Value {
     let mut data = json!({ "type": "human_input_needed", "value": "May I?", "guardrailId": id });
-    data.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let Value::Object(more) = more else { panic!("members") };
+    data.as_object_mut().unwrap().extend(more);
     data
 }
 

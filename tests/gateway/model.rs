@@ -39,12 +39,12 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::{harness::*, resume::replayed};
 
-/// Seeds that have failed before.
-const SEEDS: &[u64] = &[];
+/// Seeds that have failed before: these on receive windows so small that they never came to their end.
+const SEEDS: &[u64] = &[9222781926235756843, 1489280097865378317];
 /// Random runs in each test.
-const RUNS: usize = 120;
+const RUNS: usize = 105;
 /// Runs that are under way at once.
-const AT_ONCE: usize = 12;
+const AT_ONCE: usize = 8;
 /// Events that a log holds.
 const HELD: usize = 12;
 const KINDS: [&str; 5] = ["x.a", "x.b", "x.c", "agent", "action"];
@@ -186,7 +186,7 @@ impl Publisher {
 
     /// Random events until the plan is done, then the last one in each session; returns where those are.
     async fn run(mut self, sessions: Vec<String>) -> HashMap<String, Position> {
-        let heavy = self.random.random_bool(0.5);
+        let heavy = self.random.random_bool(0.35);
         for _ in 0..self.random.random_range(5..40) {
             let session = &sessions[self.random.random_range(0..sessions.len())];
             let batch = (0..self.random.random_range(1..8)).map(|_| self.event(heavy)).collect();
@@ -524,7 +524,7 @@ fn tiny_logs() -> Config {
     let mut config = quick();
     config.limits.log_events = HELD;
     // A runtime without a sign of life for three of these is closed; questions are followed by a ping at once.
-    config.times.ping_every = Duration::from_secs(2);
+    config.times.ping_every = Duration::from_secs(4);
     config.times.live_window = Duration::from_secs(20);
     config
 }
@@ -536,7 +536,7 @@ async fn many_runs(engine: impl FnOnce(Watched<MemoryEngine>) -> Arc<dyn Engine>
     let gateway = Arc::new(TestGateway::on(config, engine(watched)).await);
     let seeds = SEEDS.iter().copied().chain((0..RUNS).map(|_| rand::random()));
     let runs = seeds.map(|seed| {
-        let run = tokio::spawn(timeout(BOUND, one_run(Arc::clone(&gateway), Arc::clone(&taken), seed)));
+        let run = tokio::spawn(timeout(3 * BOUND, one_run(Arc::clone(&gateway), Arc::clone(&taken), seed)));
         async move {
             match run.await {
                 Ok(Ok(())) => {}
@@ -546,6 +546,8 @@ async fn many_runs(engine: impl FnOnce(Watched<MemoryEngine>) -> Arc<dyn Engine>
         }
     });
     futures::stream::iter(runs).buffer_unordered(AT_ONCE).collect::<()>().await;
+    // Otherwise the runs were too tame to show anything.
+    assert!(gateway.metric("onlooker_gaps_total").await > 0.0, "nobody ever fell behind");
     Arc::into_inner(gateway).expect("every run has ended").stop().await;
 }
 

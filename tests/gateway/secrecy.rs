@@ -224,7 +224,8 @@ async fn with_secrets(receiver: &Receiver, fields: &[(&str, &str)]) -> (TestGate
 fn login(more: Value) -> Value {
     let mut login = json!({ "kind": "login", "domain": "https://shop.example/login",
         "fields": [{ "id": "username" }, { "id": "password" }] });
-    login.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let Value::Object(more) = more else { panic!("members") };
+    login.as_object_mut().unwrap().extend(more);
     login
 }
 
