@@ -120,7 +120,7 @@ fn report(failure: &Failure) -> ExitCode {
 /// A closed pipe ends the command quietly.
 fn say(text: impl std::fmt::Display) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(Failure::from_output)
+    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|error| Failure::from_output(&error))
 }
 
 #[cfg(test)]

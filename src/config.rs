@@ -179,6 +179,8 @@ pub struct Times {
     pub start_grace: Duration,
     /// How long a runtime has to take a session that it was offered.
     pub offer: Duration,
+    /// How long the receiver of a notice has to answer; after that nobody knows whether it has it.
+    pub notice_timeout: Duration,
     /// How long a session waits for its runtime to come back.
     pub runtime_grace: Duration,
     /// A runtime over HTTP is away after this long without contact.
@@ -224,6 +226,7 @@ impl Default for Times {
             first_look: seconds(10),
             start_grace: seconds(15),
             offer: seconds(10),
+            notice_timeout: seconds(10),
             runtime_grace: seconds(300),
             http_runtime_away: seconds(60),
             inactivity: minutes(5),

@@ -204,7 +204,11 @@ pub fn memory_bounds(config: &Config) -> MemoryBounds {
 }
 
 fn outbox_times(config: &Config) -> OutboxTimes {
-    OutboxTimes { retention: config.times.retention, ..OutboxTimes::default() }
+    OutboxTimes {
+        retention: config.times.retention,
+        webhook_timeout: config.times.notice_timeout,
+        ..OutboxTimes::default()
+    }
 }
 
 fn notifiers(config: &Config, times: OutboxTimes) -> Result<Notifiers, WebhookError> {

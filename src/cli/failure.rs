@@ -50,7 +50,7 @@ impl Failure {
         Self::new(Status::Usage, text)
     }
 
-    pub(crate) fn from_output(error: io::Error) -> Self {
+    pub(crate) fn from_output(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::new(Status::Done, ""),
             _ => Self::failed(format!("cannot write the output: {error}")),
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_went_away_is_no_failure() {
-        let gone = Failure::from_output(io::ErrorKind::BrokenPipe.into());
+        let gone = Failure::from_output(&io::ErrorKind::BrokenPipe.into());
         assert_eq!((gone.status() as u8, gone.text()), (0, None));
     }
 }

@@ -88,6 +88,7 @@ settings! {
     "times.first_look" time_or_zero times.first_look;
     "times.start_grace" time_or_zero times.start_grace;
     "times.offer" time times.offer;
+    "times.notice_timeout" time times.notice_timeout;
     "times.runtime_grace" time times.runtime_grace;
     "times.http_runtime_away" time times.http_runtime_away;
     "times.inactivity" time times.inactivity;

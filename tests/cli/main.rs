@@ -1,5 +1,7 @@
 //! The program as its users run it: its first line, its exit status, its end.
 
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the right answer, also outside of the test functions")]
+
 use std::{
     io::{BufRead as _, BufReader, Read as _},
     net::{SocketAddr, TcpListener, TcpStream},

@@ -1,5 +1,6 @@
 //! A real gateway on port 0, real sockets, real time with shortened windows. One binary, because linking is what costs.
 
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the right answer, also outside of the test functions")]
 #![expect(unreachable_pub, reason = "modules of one test binary")]
 
 mod harness;

@@ -56,7 +56,6 @@ async fn subscribed(peer: &mut Peer) -> Subscribe {
 impl Gateway {
     async fn accept_subscriber(&self) -> Peer {
         // The subprotocol is offered by the client and echoed by the gateway.
-        #[expect(clippy::result_large_err, reason = "the library's callback says so")]
         let echo = |request: &Request, mut response: Response| {
             let name = request.headers().get("sec-websocket-protocol").unwrap().clone();
             assert_eq!(name, "onlooker.v1");

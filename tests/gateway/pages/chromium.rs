@@ -65,6 +65,7 @@ impl Chromium {
     }
 
     /// A browser of its caller's own, for tests that stop its processes.
+    #[expect(clippy::zombie_processes, reason = "the guard ends with this process, and ends the browser with it")]
     pub fn start() -> Option<Self> {
         let executable = executable()?;
         let profile = std::env::temp_dir().join(format!("onlooker-pages-{}", uuid::Uuid::now_v7()));
