@@ -26,7 +26,6 @@ pub struct Metrics {
     pub runtimes_opened: Counter,
     pub runtimes_closed: Counter,
     pub frames_sent: Counter,
-    pub pictures_skipped: Counter,
     pub gaps: Counter,
     refusals: Family<[(&'static str, &'static str); 1], Counter>,
     closes: Family<[(&'static str, &'static str); 1], Counter>,
@@ -81,7 +80,6 @@ impl Metrics {
             runtimes_opened: "Runtime connections opened";
             runtimes_closed: "Runtime connections closed";
             frames_sent: "Frames sent to subscribers";
-            pictures_skipped: "Pictures that a slow subscriber did not get, because a newer one was there";
             gaps: "Gaps told to subscribers";
         }
         let (refusals, closes, notices) = (Family::default(), Family::default(), Family::default());
@@ -114,7 +112,6 @@ impl Metrics {
             runtimes_opened,
             runtimes_closed,
             frames_sent,
-            pictures_skipped,
             gaps,
             refusals,
             closes,

@@ -108,6 +108,11 @@ impl Fillers {
         filling
     }
 
+    /// The values never reached the runtime: they may be given again.
+    pub fn untried(&mut self, guardrail_id: &str) {
+        self.tried.remove(guardrail_id);
+    }
+
     /// Remembers that a guardrail got values, as its record says after a restart.
     pub fn mark_tried(&mut self, guardrail_id: &str) {
         if self.tried.len() < TRIED_MAX {

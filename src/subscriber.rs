@@ -13,7 +13,7 @@ use onlooker_protocol::{
     subscriber::GapReason,
     view::SessionStatus,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     control::HolderKey,
@@ -26,6 +26,8 @@ use crate::{
 
 /// How much one step reads: enough to be worth a write, little enough to hold for a slow socket.
 const STEP: ReadLimit = ReadLimit { records: 256, bytes: 64 * 1024 };
+/// An owner that does not answer for this long ends the subscription: its connection may follow other sessions too.
+const SNAPSHOT_WAIT: Duration = Duration::from_secs(10);
 /// A session's end is told with its subscription's end after this, if no proof came before.
 const END_WAIT: Duration = Duration::from_secs(10);
 
@@ -211,7 +213,8 @@ impl Following {
     }
 
     async fn snapshot(&mut self) -> Result<Step, Refusal> {
-        let snapshot = self.session.snapshot().await?;
+        let unavailable = |_| Refusal::plain(Code::Unavailable);
+        let snapshot = timeout(SNAPSHOT_WAIT, self.session.snapshot()).await.map_err(unavailable)??;
         let until = snapshot.position.offset;
         if snapshot.position.epoch != self.epoch {
             // The epoch broke between looking and asking: nothing of the old one can be read, and that is to be told.

@@ -59,7 +59,11 @@ impl Owner {
             applied.push((draft.kind, draft.task, data, position));
         }
         let batch = Batch { term: self.log.term, epoch: self.log.epoch, records, numbers };
-        let head = self.services.engine.append(self.id(), batch).await?;
+        let mut appended = self.services.engine.append(self.id(), batch.clone()).await;
+        if matches!(appended, Err(EngineError::Full)) && self.services.make_room(self.id()).await {
+            appended = self.services.engine.append(self.id(), batch).await;
+        }
+        let head = appended?;
         self.log.next = head.next;
         self.log.n = head.n;
         for (kind, task, data, position) in &applied {
@@ -74,7 +78,10 @@ impl Owner {
 
     fn encode(&self, draft: &Draft, position: Position, at: &str) -> (Bytes, Value) {
         let mut data = draft.data.clone();
-        ingest::redact(&mut data, &self.redactor);
+        // Questions and their ends are made of redacted texts and checked ids; an id is never redacted.
+        if !matches!(&*draft.kind, kind::GUARDRAIL_TRIGGER | kind::GUARDRAIL_RESOLVED) {
+            ingest::redact(&mut data, &self.redactor);
+        }
         let id = ids::time_ordered_id();
         let envelope =
             ingest::Envelope { session: self.session.id.as_str(), position, id: &id, at, task: draft.task.as_deref() };
@@ -93,7 +100,6 @@ impl Owner {
             });
             match self.append(again.collect(), None).await {
                 Ok(positions) => return Ok(positions),
-                Err(EngineError::Full) if self.services.make_room(self.id()).await => {}
                 Err(EngineError::Unavailable(_) | EngineError::Full) => {
                     self.services.metrics.engine_retries.inc();
                     tokio::time::sleep(wait).await;

@@ -306,12 +306,8 @@ impl Owner {
         if let Some(members) = data.as_object_mut() {
             members.retain(|_, member| !member.is_null());
         }
-        let draft = || Draft::new(kind::SESSION_STARTED, None, data.clone());
-        let mut appended = self.append(vec![draft()], None).await;
-        if matches!(appended, Err(crate::engine::EngineError::Full)) && self.services.make_room(self.id()).await {
-            appended = self.append(vec![draft()], None).await;
-        }
-        appended.map_err(|error| Self::refuse_append(&error))?;
+        let started = Draft::new(kind::SESSION_STARTED, None, data);
+        self.append(vec![started], None).await.map_err(|error| Self::refuse_append(&error))?;
         let lost = |_| Refusal::plain(Code::Unavailable);
         let mut first = None;
         if let Some(task) = task {

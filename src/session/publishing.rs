@@ -150,12 +150,8 @@ impl Owner {
     }
 
     async fn append_or_refuse(&mut self, drafts: Vec<Draft>, numbers: Numbers) -> Result<Vec<Position>, Stop> {
-        let again = || drafts.iter().map(|draft| Draft::new(&draft.kind, draft.task.clone(), draft.data.clone()));
-        match self.append(again().collect(), Some(numbers)).await {
+        match self.append(drafts, Some(numbers)).await {
             Ok(positions) => Ok(positions),
-            Err(EngineError::Full) if self.services.make_room(self.id()).await => {
-                self.append(drafts, Some(numbers)).await.map_err(|error| Stop::Refused(Self::refuse_append(&error)))
-            }
             Err(error @ EngineError::Fenced { .. }) => {
                 tracing::warn!(session.id = %self.id(), %error, "append refused");
                 Err(Stop::Lost(OwnershipLost))

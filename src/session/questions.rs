@@ -35,13 +35,32 @@ impl Owner {
     pub(super) async fn raise(&mut self, event: Published, numbers: Numbers) -> Result<(), StatefulStop> {
         let wall = OffsetDateTime::now_utc();
         let rules = self.book.rules().clone();
-        let mut trigger = Trigger::read(&event.data, &ids::time_ordered_id(), wall, &rules)?;
+        let trigger = Trigger::read(&event.data, &ids::time_ordered_id(), wall, &rules)?;
         let task = self.task_of_guardrail(&event);
         let (revision, supersedes) = match self.book.raising(&trigger)? {
             Raising::New { revision, supersedes } => (revision, supersedes),
             Raising::Repeat => return self.repeat(&trigger.guardrail_id, numbers).await,
         };
         let filling = self.fill(&trigger);
+        let (id, filled) = (trigger.guardrail_id.clone(), !filling.values.is_empty());
+        let raised = self.raise_new(trigger, (revision, supersedes), task, filling, numbers).await;
+        if filled && matches!(raised, Err(StatefulStop::Engine(_))) {
+            // The runtime was refused and will ask again: these values were not tried.
+            self.fillers.untried(&id);
+        }
+        raised
+    }
+
+    async fn raise_new(
+        &mut self,
+        mut trigger: Trigger,
+        (revision, supersedes): (u32, Option<u32>),
+        task: Option<String>,
+        filling: Filling,
+        numbers: Numbers,
+    ) -> Result<(), StatefulStop> {
+        let wall = OffsetDateTime::now_utc();
+        let rules = self.book.rules().clone();
         if supersedes.is_some() {
             self.close_unanswered(&trigger.guardrail_id, GuardrailState::Superseded, Outcome::Superseded, "runtime")
                 .await?;

@@ -385,3 +385,28 @@ async fn under_control_pictures_go_to_the_holder_alone() {
     assert_eq!(next_picture(&mut other).await, b"\x89PNG for all", "the first that the other gets");
     gateway.stop().await;
 }
+
+#[tokio::test]
+async fn an_answer_that_is_also_a_choice_leaves_the_next_questions_choices_readable() {
+    let gateway = TestGateway::start().await;
+    let mut runtime = gateway.runtime().await;
+    let (session, _) = runtime.open(OpenSession::default()).await;
+    let mut subscriber = gateway.subscriber().await;
+    subscriber.watch(&session).await;
+    runtime.ask(&session, "first", json!({})).await;
+    let body = json!({ "session": session, "revision": 1, "idempotencyKey": "k", "action": "submit", "text": "yes" });
+    assert_eq!(gateway.post("/v1/guardrails/first/answer", body).await.0, 200);
+    subscriber.event("guardrail_resolved").await;
+    runtime.ask(&session, "second", json!({ "choices": [{ "id": "yes" }, { "id": "no" }] })).await;
+    let asked = loop {
+        let asked = subscriber.event("guardrail_trigger").await;
+        if asked["guardrailId"] == "second" {
+            break asked;
+        }
+    };
+    assert_eq!(asked["choices"][0]["id"], "yes");
+    let body = json!({ "session": session, "revision": 1, "idempotencyKey": "l", "action": "submit", "choice": "yes" });
+    assert_eq!(gateway.post("/v1/guardrails/second/answer", body).await.0, 200);
+    assert_eq!(subscriber.event("guardrail_resolved").await["choice"], "yes");
+    gateway.stop().await;
+}

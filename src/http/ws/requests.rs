@@ -193,6 +193,7 @@ impl Connection {
             return;
         }
         let slot = session.and_then(|id| id.parse().ok()).and_then(|id| self.by_session.remove(&id));
+        slot.and_then(|slot| self.references.remove(&slot));
         match slot.and_then(|slot| self.followings.remove(&slot)) {
             Some(following) => following.end(Leave::Clean),
             None => self.refuse(None, Refusal::plain(Code::NotSubscribed)),
