@@ -8,7 +8,7 @@ import { explain } from "./connection.js";
 
 const CLAIM_FOR = 5 * 60_000;
 const ON_TIMEOUT = {
-  keep_waiting: "then it keeps waiting", fail: "then the task fails", deny: "then it is denied",
+  keep_waiting: "then it is given up", fail: "then the task fails", deny: "then it is denied",
   default_answer: "then the default answer is used",
 };
 const INPUT_TYPES = { email: "email", tel: "tel", number: "text", url: "url", code: "text", totp: "text" };

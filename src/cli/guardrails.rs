@@ -1,7 +1,7 @@
 //! `onlooker guardrails` and `onlooker why`.
 
 use clap::Args;
-use onlooker_protocol::view::{GuardrailView, GuardrailWhy, NoticeView, WatcherView, WhyView};
+use onlooker_protocol::view::{GuardrailView, GuardrailWhy, NoticeView, OnTimeout, WatcherView, WhyView};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -103,13 +103,23 @@ impl Why {
     }
 }
 
+/// What happens to a question that nobody has answered by its deadline.
+fn at_deadline(on_timeout: OnTimeout) -> &'static str {
+    match on_timeout {
+        OnTimeout::KeepWaiting => "it is given up",
+        OnTimeout::Fail => "the task fails",
+        OnTimeout::Deny => "it is denied",
+        OnTimeout::DefaultAnswer => "the default answer is used",
+    }
+}
+
 /// The story of a guardrail, the most important line first.
 fn explain(view: &GuardrailView, why: &GuardrailWhy) -> Vec<String> {
     let mut lines = vec![headline(view, why), String::new()];
     lines.push(format!("asked      {} in session {}", view.opened_at, view.session));
     lines.push(format!("question   [{}] {}", word(&view.kind), plain(&view.value)));
     if view.state == onlooker_protocol::view::GuardrailState::Open {
-        lines.push(format!("deadline   {}, then: {}", view.expires_at, word(&view.on_timeout).replace('_', " ")));
+        lines.push(format!("deadline   {}, then {}", view.expires_at, at_deadline(view.on_timeout)));
     }
     if let Some(claim) = &view.claim {
         lines.push(format!("claimed    by {} until {}", plain(&claim.by), claim.until));
@@ -197,6 +207,6 @@ mod tests {
         assert_eq!(lines[0], "guardrail g is open. NOBODY HAS BEEN REACHED");
         let text = lines.join("\n");
         assert!(text.contains("03:00:00.000  look again in 9.5 s"), "{text}");
-        assert!(text.contains("none: nobody was contacted") && text.contains("then: keep waiting"), "{text}");
+        assert!(text.contains("none: nobody was contacted") && text.contains("then it is given up"), "{text}");
     }
 }

@@ -161,8 +161,11 @@ fn size(message: &Message) -> usize {
 /// How a broken turn is closed: by what was wrong with the peer's frame, as far as it can be told.
 pub fn close_code(error: &axum::Error) -> Option<(Code, &'static str)> {
     use tokio_tungstenite::tungstenite::Error;
+    use tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake;
     let source = std::error::Error::source(error)?.downcast_ref::<Error>()?;
     match source {
+        // Nobody is there any more: no frame of theirs was wrong.
+        Error::Protocol(ResetWithoutClosingHandshake) => None,
         Error::Capacity(_) => Some((Code::FrameTooLarge, "the frame is larger than allowed")),
         Error::Utf8(_) => Some((Code::UnreadableFrame, "text frames are UTF-8")),
         // The listener's own clock for peers that take nothing; it may strike before the connection's.

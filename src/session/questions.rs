@@ -206,10 +206,7 @@ impl Owner {
         let resolution = match guardrail.answering(&answer, actor, &at) {
             Ok(Answering::Wins(resolution)) => resolution,
             Ok(Answering::Again) => return Ok(Ok(guardrail.shown())),
-            Err(refusal) => {
-                self.services.metrics.refused(refusal.code);
-                return Ok(Err(refusal));
-            }
+            Err(refusal) => return Ok(Err(refusal)),
         };
         if let Err(refusal) = self.register_answer(id, &answer) {
             return Ok(Err(refusal));
