@@ -11,7 +11,7 @@ help:
 	@echo "make demo       a gateway with a recorded session to look at"
 	@echo "make demo-live  the same with a real Chromium"
 	@echo "make check      format, lints and the fast tests"
-	@echo "make test       format, lints and every test"
+	@echo "make test       format, lints, every test, and each safety check switched off once"
 	@echo "make sabotage   switches each safety check off and sees its tests fail"
 
 demo:
@@ -43,6 +43,8 @@ test: chromium
 	@$(CARGO) test --workspace
 	@echo "==> tests with a real Chromium"
 	@$(CARGO) test -p onlooker-runtime --features chromium
+	@echo "==> every safety check switched off in turn, to see its tests fail"
+	@CARGO='$(CARGO)' sh tests/sabotage.sh
 	@echo "==> all of it is fine"
 
 sabotage:

@@ -20,6 +20,7 @@ compare_and_set  lib      outbox::tests::two_outboxes_that_race_on_one_key_send_
 fence            gateway  runtimes::events_of_a_runtime_that_was_replaced_are_refused_as_fenced
 fence            gateway  engine::memory::a_lower_term_is_fenced_and_changes_nothing
 byte_bound       gateway  engine::memory::a_log_is_trimmed_by_bytes
+byte_bound       gateway  slow::a_subscriber_that_never_reads_costs_no_memory_and_hurts_nobody
 '
 
 said=$(mktemp)

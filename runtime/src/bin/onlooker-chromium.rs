@@ -113,7 +113,10 @@ async fn cancel_on_signal(shutdown: CancellationToken) {
 
 /// Dependencies print whole messages, keys typed among them, at finer levels than `info`, whatever the filter says.
 fn start_log() {
+    // The DevTools crate warns of each event that is newer than its list; that is no news to anybody here.
+    let quiet = "chromiumoxide::handler=error".parse().expect("a directive");
     let wanted = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    let wanted = wanted.add_directive(quiet);
     let capped = filter_fn(|about| about.target().starts_with("onlooker") || *about.level() <= tracing::Level::INFO);
     tracing_subscriber::registry()
         .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr))
