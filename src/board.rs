@@ -2,7 +2,7 @@
 //! last one, so that a slow reader skips states and never falls behind without bound.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -36,6 +36,8 @@ struct Content {
     last: u64,
     /// Which sessions use a guardrail id: outside ids are unique in their session only.
     guardrails: HashMap<String, Vec<SessionId>>,
+    /// Sessions that may have an unfinished guardrail: in here before anybody can have seen it.
+    asking: HashSet<SessionId>,
 }
 
 impl Default for Board {
@@ -67,18 +69,31 @@ impl Board {
         if let Some((version, _)) = content.by_session.remove(&session) {
             content.by_version.remove(&version);
         }
+        content.asking.remove(&session);
         content.guardrails.retain(|_, sessions| {
             sessions.retain(|other| *other != session);
             !sessions.is_empty()
         });
     }
 
+    /// A guardrail is about to be raised: whoever sees its event finds it from here on.
     pub fn guardrail_raised(&self, session: SessionId, id: &str) {
         let mut content = self.lock();
+        content.asking.insert(session);
         let sessions = content.guardrails.entry(id.to_owned()).or_default();
         if !sessions.contains(&session) {
             sessions.push(session);
         }
+    }
+
+    /// Nothing is unfinished in this session.
+    pub fn nothing_asked(&self, session: SessionId) {
+        self.lock().asking.remove(&session);
+    }
+
+    /// Sessions that may have an unfinished guardrail.
+    pub fn asking(&self) -> Vec<SessionId> {
+        self.lock().asking.iter().copied().collect()
     }
 
     /// The sessions that use this guardrail id.

@@ -262,7 +262,7 @@ pub async fn alive(
         }
     }
     voice.signal.poke();
-    Ok(Json(json!({ "counts": voice.able })))
+    Ok(Json(json!({ "able": voice.able })))
 }
 
 /// The stream's end takes its voice away.

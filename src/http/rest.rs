@@ -185,14 +185,10 @@ pub async fn list_guardrails(State(app): State<App>, caller: Caller, Query(query
     let limit = query.limit.unwrap_or(LIST).clamp(1, LIST_MAX);
     let board = app.directory.services().boards.of(&caller.0.project);
     let mut guardrails: Vec<GuardrailView> = Vec::new();
-    for (id, summary) in board.since(0, usize::MAX).0 {
+    // Not the summaries: they follow the events, and whoever has seen a question asks for it at once.
+    for id in board.asking() {
         let asked_for = query.session.as_deref().is_none_or(|session| session == id.as_str());
-        // A summary names open ones only; accepted ones are known to their session.
-        let nothing = match query.state {
-            Some(GuardrailState::Open) => summary.guardrails.is_empty(),
-            _ => summary.status == SessionStatus::Ended,
-        };
-        if !asked_for || nothing || !caller.0.may_see(&caller.0.project, id.as_str()) {
+        if !asked_for || !caller.0.may_see(&caller.0.project, id.as_str()) {
             continue;
         }
         let Some(session) = app.directory.get(&caller.0.project, id) else { continue };

@@ -59,6 +59,7 @@ impl Owner {
         filling: Filling,
         numbers: Numbers,
     ) -> Result<(), StatefulStop> {
+        self.services.boards.of(&self.session.project).guardrail_raised(self.session.id, &trigger.guardrail_id);
         let wall = OffsetDateTime::now_utc();
         let rules = self.book.rules().clone();
         if supersedes.is_some() {
@@ -82,7 +83,6 @@ impl Owner {
         self.session.watch.raised(now);
         self.book.opened(view, &trigger, filling.values, now);
         self.store_surely(&id).await?;
-        self.services.boards.of(&self.session.project).guardrail_raised(self.session.id, &id);
         self.services.metrics.guardrails_raised.inc();
         self.touch();
         Ok(())

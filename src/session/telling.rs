@@ -71,6 +71,10 @@ impl Owner {
             picture: session.picture.as_ref().map(|picture| picture.id.clone()),
             position: Some(Position { epoch: self.log.epoch, offset: self.log.next.saturating_sub(1) }),
         };
-        self.services.boards.of(&self.session.project).set(self.id(), summary);
+        let board = self.services.boards.of(&self.session.project);
+        if self.book.iter().all(|guardrail| guardrail.is_over()) {
+            board.nothing_asked(self.id());
+        }
+        board.set(self.id(), summary);
     }
 }

@@ -416,7 +416,7 @@ async fn a_stream_counts_as_looking_only_while_its_page_says_so() {
     let subscriber = hello.data["subscriber"].as_str().unwrap();
     let path = format!("/v1/subscribers/{subscriber}/alive");
     let says = json!({ "position": position, "attention": "active" });
-    assert_eq!(gateway.post(&path, says.clone()).await, (200, json!({ "counts": true })));
+    assert_eq!(gateway.post(&path, says.clone()).await, (200, json!({ "able": true })));
     wait_until("it counts", || async { watching().await == 1 }).await;
     wait_until("its silence lets it lapse", || async { watching().await == 0 }).await;
     assert_eq!(gateway.post("/v1/subscribers/00000000-0000-7000-8000-000000000000/alive", says.clone()).await.0, 404);
@@ -542,4 +542,24 @@ async fn a_stop_with_a_hundred_deaf_connections_ends_within_its_time() {
     for subscriber in &mut subscribers {
         assert_eq!(subscriber.closed().await, Some(4000));
     }
+}
+
+#[tokio::test]
+async fn a_question_that_a_subscriber_has_just_seen_is_in_the_list_at_once() {
+    let gateway = TestGateway::start().await;
+    let mut runtime = gateway.runtime().await;
+    let (session, _) = runtime.open(OpenSession::default()).await;
+    let mut subscriber = gateway.subscriber().await;
+    subscriber.watch(&session).await;
+    subscriber.live().await;
+    for round in 0..12 {
+        let id = format!("g{round}");
+        let data = json!({ "type": "human_input_needed", "value": "May I?", "guardrailId": id });
+        runtime.send_event(&session, "guardrail_trigger", data).await;
+        subscriber.event("guardrail_trigger").await;
+        let (_, list) = gateway.get("/v1/guardrails?state=open").await;
+        let listed = list["guardrails"].as_array().unwrap().iter().any(|view| view["guardrailId"] == id.as_str());
+        assert!(listed, "{id} is not in {list}");
+    }
+    gateway.stop().await;
 }
