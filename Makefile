@@ -5,7 +5,7 @@ CHROMIUM = chromium chromium-browser google-chrome google-chrome-stable
 HAVE_CHROMIUM = for name in $(CHROMIUM); do command -v $$name >/dev/null 2>&1 && exit 0; done; exit 1
 INSTALL = apt-get update -qq && apt-get install -y --no-install-recommends chromium
 
-.PHONY: help demo demo-live test check sabotage chromium
+.PHONY: help demo demo-live test check sabotage bench bench-stores chromium
 
 help:
 	@echo "make demo       a gateway with a recorded session to look at"
@@ -13,6 +13,8 @@ help:
 	@echo "make check      format, lints and the fast tests"
 	@echo "make test       format, lints, every test, and each safety check switched off once"
 	@echo "make sabotage   switches each safety check off and sees its tests fail"
+	@echo "make bench      what durability costs: publishing, restarting, resuming (about 10 minutes, quiet machine)"
+	@echo "make bench-stores  redb, fjall and SQLite on the log's workload (about 5 minutes)"
 
 demo:
 	@echo "==> building"
@@ -49,6 +51,14 @@ test: chromium
 
 sabotage:
 	@CARGO='$(CARGO)' sh tests/sabotage.sh
+
+bench:
+	@$(CARGO) build --release --bin onlooker
+	@$(CARGO) bench --bench engine
+	@$(CARGO) bench --bench durable
+
+bench-stores:
+	@$(CARGO) run --release --manifest-path benches/stores/Cargo.toml
 
 # Installs Debian's package where it is missing, and only where that needs no password.
 chromium:

@@ -87,7 +87,7 @@ const LINES = {
   action: (d) => [words(d.name), d.target && `“${d.target}”`, d.url, d.text && `“${d.text}”`].filter(Boolean).join(" ") + AT(d),
   screenshot: (d) => `Picture${d.size ? `, ${Math.max(1, Math.round(d.size / 1024))} KiB` : ""}`,
   response_update: (d) => asText(d.message),
-  guardrail_trigger: (d) => `Asks: ${asText(d.value)}`,
+  guardrail_trigger: (d) => `${d.reason === "answer_lost" ? "Asks again, because the answer was lost" : "Asks"}: ${asText(d.value)}`,
   guardrail_resolved: (d) => closing({ resolution: d }),
   guardrail_withdrawn: () => "The question was withdrawn",
   guardrail_taken: () => "The agent has the answer",
@@ -95,8 +95,10 @@ const LINES = {
   control_taken: (d) => `${d.holder ?? d.by ?? "Somebody"} took control`,
   control_released: (d) => `Control is free again${d.reason ? `: ${words(d.reason)}` : ""}`,
   runtime_connected: (d) => `${d.runtime ?? "A runtime"} has taken the session`,
-  epoch_changed: () => "The runtime lost events; the log begins anew",
-  runtime_disconnected: () => "The runtime is away",
+  epoch_changed: (d) => d.reason === "restart"
+    ? "The machine stopped before everything was on its disk; the log begins anew"
+    : "The runtime lost events; the log begins anew",
+  runtime_disconnected: (d) => d.reason === "restart" ? "The gateway was restarted; the runtime is away" : "The runtime is away",
   runtime_reconnected: () => "The runtime is back",
 };
 

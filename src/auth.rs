@@ -20,7 +20,7 @@ pub mod exposure;
 pub mod key;
 pub mod token;
 
-use token::SigningKey;
+pub use token::SigningKey;
 
 /// The project of everything in open mode.
 pub const OPEN_PROJECT: &str = "default";

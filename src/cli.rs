@@ -14,6 +14,7 @@ use clap::{Parser, Subcommand};
 
 mod answer;
 mod check_config;
+mod data;
 mod demo;
 mod failure;
 mod guardrails;
@@ -60,6 +61,8 @@ enum Command {
     Why(guardrails::Why),
     Replay(recordings::Replay),
     Record(recordings::Record),
+    Inspect(data::Inspect),
+    Export(data::Export),
 }
 
 pub(crate) fn main() -> ExitCode {
@@ -103,6 +106,8 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Why(why) => why.run().await,
         Command::Replay(replay) => replay.run().await,
         Command::Record(record) => record.run().await,
+        Command::Inspect(inspect) => inspect.run(),
+        Command::Export(export) => export.run(),
     }
 }
 

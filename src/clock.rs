@@ -14,3 +14,22 @@ pub fn text(at: OffsetDateTime) -> String {
 pub fn now_text() -> String {
     text(OffsetDateTime::now_utc())
 }
+
+/// How long since a time as text; nothing for one that is to come, or is none.
+pub fn since(text: &str, wall: OffsetDateTime) -> std::time::Duration {
+    parse(text).and_then(|at| std::time::Duration::try_from(wall - at).ok()).unwrap_or_default()
+}
+
+/// How long until a time as text; nothing for one that has passed, or is none.
+pub fn until(text: &str, wall: OffsetDateTime) -> std::time::Duration {
+    parse(text).and_then(|at| std::time::Duration::try_from(at - wall).ok()).unwrap_or_default()
+}
+
+fn parse(text: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()
+}
+
+/// Milliseconds since 1970, UTC; 0 before.
+pub fn milliseconds(at: OffsetDateTime) -> u64 {
+    u64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
+}

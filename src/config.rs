@@ -71,12 +71,34 @@ impl Default for Listen {
     }
 }
 
+/// The data directory when nobody names one, in the working directory.
+pub const DATA_DIR: &str = "onlooker-data";
+
 /// Where the embedded engine keeps its data.
 #[derive(Clone, Debug, Default)]
 pub struct Data {
+    /// None: [`DATA_DIR`].
     pub dir: Option<PathBuf>,
     /// In memory only; nothing outlives the process.
     pub ephemeral: bool,
+    pub durability: Durability,
+}
+
+impl Data {
+    /// The directory, unless nothing is kept.
+    pub fn directory(&self) -> Option<PathBuf> {
+        (!self.ephemeral).then(|| self.dir.clone().unwrap_or_else(|| DATA_DIR.into()))
+    }
+}
+
+/// When something counts as kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Once it is on the disk: it outlives the machine's power.
+    #[default]
+    Fsync,
+    /// Once the operating system has it: it outlives this process, whatever ends that, but not the machine's power.
+    Os,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -199,6 +221,8 @@ pub struct Times {
     pub sensitive_window: Duration,
     /// How long an ended session is kept.
     pub retention: Duration,
+    /// Events of a running session that are older than its newest one by more than this are trimmed.
+    pub log_age: Duration,
     /// A connection whose peer takes nothing for this long is closed.
     pub send_stall: Duration,
     /// From a request's first byte (or the connection's start) to the end of its head.
@@ -238,6 +262,7 @@ impl Default for Times {
             control_grace: seconds(5),
             sensitive_window: seconds(30),
             retention: minutes(60),
+            log_age: minutes(7 * 24 * 60),
             send_stall: seconds(30),
             header_read: seconds(5),
             body_read: seconds(30),

@@ -54,6 +54,11 @@ pub struct Wheel {
 }
 
 impl Wheel {
+    /// Tokens are above this number, which is above every one that another process gave.
+    pub fn continue_behind(number: u64) -> Self {
+        Self { lease: None, last_token: number }
+    }
+
     /// Takes control, or renews it for its holder. The token is the lease's.
     pub fn take(
         &mut self,

@@ -7,25 +7,52 @@
 //!   oldest records are trimmed.
 //! * Records are small values under compare-and-set: the write succeeds only against the version that the writer saw.
 //!
-//! Implementations: [`memory`], and [`faulty`], which wraps another one and makes it slow, failing and out of order.
+//! Implementations: [`memory`], [`disk`], and [`faulty`], which wraps another one and makes it slow, failing and out of
+//! order.
 //! `tests/gateway/engine.rs` holds one suite that every implementation passes.
 
+pub mod disk;
 pub mod faulty;
 pub mod memory;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use onlooker_protocol::event::Epoch;
 use tokio::sync::watch;
 
-use crate::ids::SessionId;
+use crate::{
+    ids::SessionId,
+    sabotage::{self, Guard},
+};
+
+/// How much an engine keeps. Older records of a log go first; the newest one stays whatever its size and age.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub log_records: usize,
+    pub log_bytes: usize,
+    /// Records that are older than the newest one of an append by more than this are trimmed with it.
+    pub log_age: Duration,
+    /// Over all logs. An append that would pass it fails with [`EngineError::Full`].
+    pub total_bytes: u64,
+}
+
+impl Bounds {
+    /// Whether the oldest of so many records goes. `ages` are the times of the oldest and the newest one.
+    pub(crate) fn is_too_long(&self, records: usize, bytes: usize, ages: (u64, u64)) -> bool {
+        let too_old = u128::from(ages.1.saturating_sub(ages.0)) > self.log_age.as_millis();
+        let over = records > self.log_records || bytes > self.log_bytes || too_old;
+        records > 1 && over && !sabotage::is_off(Guard::ByteBound)
+    }
+}
 
 /// An event as the log keeps it: redacted and encoded as its native frame.
 #[derive(Clone, Debug)]
 pub struct Record {
     pub offset: u64,
+    /// When the gateway received it, in milliseconds of wall time.
+    pub at: u64,
     /// The event's type, for filters.
     pub kind: Arc<str>,
     /// The whole event frame, UTF-8 JSON without insignificant white space.
@@ -94,6 +121,19 @@ pub enum RecordKind {
     Guardrail,
     Notice,
     Lease,
+    /// The last picture of a session.
+    Picture,
+    /// What the gateway itself keeps; its session is [`SessionId::NONE`].
+    Gateway,
+}
+
+/// What an engine knows about the time before this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Before {
+    /// Nobody else can be using it: a lease that it holds is a dead process's.
+    pub sole_user: bool,
+    /// What was committed may be missing at the logs' ends, because the machine stopped before it was on the disk.
+    pub may_have_lost: bool,
 }
 
 /// A record's version: 1 when it was created, one more with every write.
@@ -122,7 +162,8 @@ pub enum EngineError {
 /// A record as it is listed: its name, its version, its value.
 pub type Stored = (RecordKey, Version, Bytes);
 
-/// The contract. All futures may be dropped at any time: an append or write then has happened wholly or not at all.
+/// The contract. All futures may be dropped at any time: an append or write then has happened wholly or not at all, and
+/// the next one to the same log or record finds it decided.
 pub trait Engine: Send + Sync + 'static {
     /// Begins a session's log. The head follows with the first append.
     fn create(&self, session: SessionId, epoch: Epoch, term: u64) -> BoxFuture<'_, Result<(), EngineError>>;
@@ -136,6 +177,9 @@ pub trait Engine: Send + Sync + 'static {
     /// The committed head, to be followed. It only moves forward in `next` and `term`.
     fn head(&self, session: SessionId) -> Result<watch::Receiver<Head>, EngineError>;
 
+    /// Every session that has a log, in no order.
+    fn logs(&self) -> Vec<SessionId>;
+
     /// Removes a log and everything that is recorded for its session.
     fn remove(&self, session: SessionId) -> BoxFuture<'_, Result<(), EngineError>>;
 
@@ -147,6 +191,17 @@ pub trait Engine: Send + Sync + 'static {
     /// Every record of a kind, in the order of keys; of one session where given.
     fn list(&self, kind: RecordKind, session: Option<SessionId>) -> BoxFuture<'_, Result<Vec<Stored>, EngineError>>;
 
-    /// Bytes that all logs hold.
+    /// Bytes that all logs hold, as the bounds count them.
     fn stored_bytes(&self) -> u64;
+
+    fn before(&self) -> Before;
+
+    /// Whether writes fail until the process is started again: waiting does not help.
+    fn needs_restart(&self) -> bool {
+        false
+    }
+
+    /// Ends it: what was asked before is done, and on the disk where there is one. What is asked later fails as
+    /// unavailable. Idempotent.
+    fn close(&self) -> BoxFuture<'_, ()>;
 }

@@ -11,20 +11,23 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    auth::Auth,
+    auth::{Auth, SigningKey},
     config::{Config, ConfigError},
     control::ControlTimes,
     engine::{
-        Engine,
-        memory::{MemoryBounds, MemoryEngine},
+        Bounds, Engine, EngineError, RecordKey, RecordKind,
+        disk::{DiskEngine, DiskOptions, OpenError},
+        memory::MemoryEngine,
     },
     guardrail::GuardrailRules,
     http::{self, App, Parts, events::Alive, guard::Guard, listener, tls},
     hub::Hub,
+    ids::SessionId,
     images::ImageBounds,
     metrics::Metrics,
     notifier::{
@@ -33,12 +36,14 @@ use crate::{
     },
     outbox::{Outbox, OutboxTimes},
     reach_out::Windows,
-    session::{Directory, Services, SessionLimits, SessionTimes, Targets},
+    session::{Directory, KeptBehind, RestoreError, Services, SessionLimits, SessionTimes, Targets},
     watch::WatchTimes,
 };
 
 /// The name of the gateway's own webhook as a target of notices.
 const WEBHOOK: &str = "webhook";
+/// How often an engine that does not answer is asked for the key that signs tokens, within half a second.
+const SIGNING_KEY_TRIES: u32 = 25;
 /// Distinct guardrail ids in one session's life.
 const GUARDRAIL_IDS: usize = 4096;
 
@@ -53,6 +58,12 @@ pub enum StartError {
     Tls(#[from] tls::TlsError),
     #[error("the notify webhook: {0}")]
     Webhook(#[from] WebhookError),
+    #[error("the data directory cannot be used")]
+    Data(#[from] OpenError),
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    #[error("the key that signs tokens cannot be read or kept")]
+    SigningKey(#[source] EngineError),
 }
 
 /// A running gateway.
@@ -61,6 +72,7 @@ pub struct Gateway {
     scheme: &'static str,
     directory: Directory,
     app: App,
+    engine: Arc<dyn Engine>,
     stop: Stop,
     serving: JoinHandle<listener::Drained>,
     dispatching: JoinHandle<()>,
@@ -86,7 +98,8 @@ impl Gateway {
     /// # Errors
     /// Nothing is left running, and no port is open.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let engine = Arc::new(MemoryEngine::new(memory_bounds(&config)));
+        config.check()?;
+        let engine = open_engine(&config).await?;
         Self::start_on(config, engine).await
     }
 
@@ -105,14 +118,19 @@ impl Gateway {
         let times = outbox_times(&config);
         let (outbox, dispatcher) = Outbox::new(Arc::clone(&engine), notifiers(&config, times)?, times);
         let stop = Stop::new(config.times.drain);
+        let auth = Auth::with_signing_key(&config, signing_key(&*engine).await?);
+        let services = Arc::new(services(&config, Arc::clone(&engine), outbox));
+        let directory = Directory::new(Arc::clone(&services), stop.owner_tasks.clone(), stop.owners.clone());
         let listen = |source| StartError::Listen { address: config.listen.address, source };
         let listener = TcpListener::bind(config.listen.address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
+        // Whoever connects meanwhile waits, and then finds what was there.
+        let restored = directory.restore().await.inspect_err(|_| stop.owners.cancel())?;
+        if restored > 0 {
+            tracing::info!(sessions = restored, "sessions restored");
+        }
         let scheme = if tls.is_some() { "https" } else { "http" };
 
-        let services = Arc::new(services(&config, engine, outbox));
-        let directory = Directory::new(Arc::clone(&services), stop.owner_tasks.clone(), stop.owners.clone());
-        let auth = Auth::from_config(&config);
         let guard = Arc::new(Guard::new(&config.listen, address, auth.is_open()));
         let limits = listener::ListenerLimits::from(&config);
         let app = App::new(Parts {
@@ -133,7 +151,7 @@ impl Gateway {
         let serving =
             tokio::spawn(listener::serve(listener, tls, http::router(app.clone()), limits, counts, accepting));
         let dispatching = tokio::spawn(dispatcher.run(Arc::new(directory.clone()), stop.outbox.clone()));
-        Ok(Self { address, scheme, directory, app, stop, serving, dispatching })
+        Ok(Self { address, scheme, directory, app, engine, stop, serving, dispatching })
     }
 
     /// Where it listens: with port 0 in the configuration, the port that it got.
@@ -153,7 +171,7 @@ impl Gateway {
     /// Stops in order, each step with a deadline: no new connections; runtimes and subscribers are told, with spread
     /// delays; the owners end without counting anybody as gone; notices under way finish; the rest ends.
     pub async fn stop(self) {
-        let Self { stop, serving, dispatching, app, .. } = self;
+        let Self { stop, serving, dispatching, app, engine, .. } = self;
         app.ready.store(false, Ordering::Release);
         stop.accepting.cancel();
         // First: what follows looks like everybody leaving, and must not be taken for it.
@@ -174,6 +192,7 @@ impl Gateway {
             Ok(_) => {}
             Err(_) => tracing::warn!("connections did not end in time"),
         }
+        engine.close().await;
     }
 }
 
@@ -193,14 +212,53 @@ impl Stop {
     }
 }
 
-/// What the memory engine keeps under this configuration.
-pub fn memory_bounds(config: &Config) -> MemoryBounds {
+async fn open_engine(config: &Config) -> Result<Arc<dyn Engine>, StartError> {
+    let Some(dir) = config.data.directory() else { return Ok(Arc::new(MemoryEngine::new(bounds(config)))) };
+    let options = DiskOptions { dir, bounds: bounds(config), durability: config.data.durability };
+    let (began, place) = (Instant::now(), options.dir.clone());
+    let opened = tokio::task::spawn_blocking(move || DiskEngine::open(options)).await;
+    let engine = opened.expect("opening does not panic")?;
+    let took = began.elapsed();
+    tracing::info!(dir = %place.display(), durability = ?config.data.durability, ?took, "data directory opened");
+    Ok(Arc::new(engine))
+}
+
+/// What an engine keeps under this configuration.
+pub fn bounds(config: &Config) -> Bounds {
     let limits = &config.limits;
-    MemoryBounds {
+    Bounds {
         log_records: limits.log_events,
         log_bytes: limits.log_bytes,
+        log_age: config.times.log_age,
         total_bytes: limits.log_bytes_total as u64,
     }
+}
+
+/// The key that signs tokens: made once, and kept so that tokens outlive the process. An engine that does not answer at
+/// once is asked again for a moment.
+async fn signing_key(engine: &dyn Engine) -> Result<SigningKey, StartError> {
+    let mut tries = 0;
+    loop {
+        match kept_signing_key(engine).await {
+            Ok(key) => return Ok(key),
+            Err(EngineError::Unavailable(_) | EngineError::Conflict { .. }) if tries < SIGNING_KEY_TRIES => {
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => return Err(StartError::SigningKey(error)),
+        }
+    }
+}
+
+async fn kept_signing_key(engine: &dyn Engine) -> Result<SigningKey, EngineError> {
+    let name = RecordKey { kind: RecordKind::Gateway, session: SessionId::NONE, name: "signing-key".to_owned() };
+    if let Some((_, kept)) = engine.get(name.clone()).await? {
+        let bytes = <[u8; 32]>::try_from(&*kept).map_err(|error| EngineError::Unavailable(Some(Box::new(error))))?;
+        return Ok(SigningKey::from_bytes(bytes));
+    }
+    let fresh = SigningKey::generate();
+    engine.put(name, None, Bytes::copy_from_slice(fresh.as_bytes())).await?;
+    Ok(fresh)
 }
 
 fn outbox_times(config: &Config) -> OutboxTimes {
@@ -262,6 +320,7 @@ fn services(config: &Config, engine: Arc<dyn Engine>, outbox: Outbox) -> Service
             task_slack: times.task_slack,
             control: ControlTimes { lease: times.control_lease, grace: times.control_grace },
         },
+        kept_behind: KeptBehind { events: (limits.log_events / 4) as u64, bytes: (limits.log_bytes / 4) as u64 },
         limits: SessionLimits { sessions: limits.sessions, queued_tasks: limits.queued_tasks },
         start_grace_until: Instant::now() + times.start_grace,
         ended: Mutex::default(),

@@ -8,6 +8,7 @@
 //! * Nothing here is ever approved by silence, unless the operator's configuration says so for that kind.
 
 mod answer;
+mod kept;
 mod trigger;
 
 use std::{
@@ -19,7 +20,7 @@ use onlooker_protocol::{
     Position,
     code::{Code, Refusal},
     runtime::GuardrailOutcome,
-    subscriber::Answer,
+    subscriber::{Answer, AnswerAction},
     view::{ClaimView, GuardrailKind, GuardrailState, GuardrailView, OnTimeout, Outcome, Resolution, WhyView},
 };
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,7 @@ use tokio::time::Instant;
 use zeroize::Zeroize;
 
 pub use answer::AnswerDigest;
+pub use kept::StoredGuardrail;
 pub use trigger::Trigger;
 
 use crate::{
@@ -73,16 +75,37 @@ pub struct Guardrail {
     claim: Option<Claim>,
     /// What the runtime is told, until it says that it has it. Holds secrets.
     outcome: Option<GuardrailOutcome>,
+    /// The number of the command by which the runtime is told the outcome.
+    pub command: Option<u64>,
+    /// Fillers had values for it once: the same ones are not tried again.
+    filled: bool,
+    /// What the runtime gets with the outcome holds values of secret fields.
+    hands_over_secrets: bool,
     pub decisions: VecDeque<WhyView>,
     /// The version of its record in the engine.
     pub version: Option<Version>,
 }
 
-/// Whose answer won. The digest recognises the same answer sent again; it is salted per process and never stored.
+/// Whose answer won. The digest recognises the same answer sent again; it is keyed per process and never stored, so
+/// that after a restart the key alone says that it is the same.
 #[derive(Clone, Debug)]
 struct Accepted {
     idempotency_key: String,
-    digest: AnswerDigest,
+    digest: Option<AnswerDigest>,
+    /// What of it may be stored.
+    plain: PlainAnswer,
+}
+
+/// The part of an answer that is no secret.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PlainAnswer {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    choice: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    values: BTreeMap<String, String>,
+    /// Nothing is missing here of what the runtime gets.
+    whole: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -90,17 +113,6 @@ struct Claim {
     holder: Holder,
     until: Instant,
     view: ClaimView,
-}
-
-/// The stored form: no answer, no secret.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct StoredGuardrail {
-    pub version: u32,
-    pub view: GuardrailView,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub idempotency_key: Option<String>,
-    pub decisions: Vec<WhyView>,
 }
 
 /// What raising came to.
@@ -133,11 +145,25 @@ pub enum Answering {
 pub struct Book {
     rules: GuardrailRules,
     by_id: HashMap<String, Guardrail>,
+    /// Versions of records whose guardrails the log does not know: their raising was not taken.
+    unraised: HashMap<String, Version>,
 }
 
 impl Book {
     pub fn new(rules: GuardrailRules) -> Self {
-        Self { rules, by_id: HashMap::new() }
+        Self { rules, by_id: HashMap::new(), unraised: HashMap::new() }
+    }
+
+    /// A guardrail as its record or the log has it.
+    pub fn restore(&mut self, guardrail: Guardrail) {
+        self.by_id.insert(guardrail.view.guardrail_id.clone(), guardrail);
+    }
+
+    /// Forgets a guardrail whose raising was not taken, but not that it has a record.
+    pub fn not_raised(&mut self, id: &str) {
+        if let Some(version) = self.by_id.remove(id).and_then(|guardrail| guardrail.version) {
+            self.unraised.insert(id.to_owned(), version);
+        }
     }
 
     pub fn rules(&self) -> &GuardrailRules {
@@ -206,7 +232,9 @@ impl Book {
         raised_at: Instant,
     ) -> &mut Guardrail {
         let id = view.guardrail_id.clone();
-        let version = self.by_id.get(&id).and_then(|last| last.version);
+        let last = self.by_id.get(&id);
+        let version = last.and_then(|last| last.version).or_else(|| self.unraised.remove(&id));
+        let filled = !prefilled.is_empty() || last.is_some_and(|last| last.filled);
         let guardrail = Guardrail {
             view,
             raised_at,
@@ -216,6 +244,9 @@ impl Book {
             accepted: None,
             claim: None,
             outcome: None,
+            command: None,
+            filled,
+            hands_over_secrets: false,
             decisions: VecDeque::new(),
             version,
         };
@@ -239,7 +270,8 @@ impl Book {
         }
     }
 
-    /// Ends claims whose time is over. Returns whether any ended.
+    /// Ends claims whose time is over. Returns whether any ended. Their records need no write: a stored claim says
+    /// until when it runs.
     pub fn expire_claims(&mut self, now: Instant) -> bool {
         let mut any = false;
         for guardrail in self.by_id.values_mut() {
@@ -257,15 +289,6 @@ impl Guardrail {
         let mut view = self.view.clone();
         view.claim = self.claim.as_ref().map(|claim| claim.view.clone());
         view
-    }
-
-    pub fn stored(&self) -> StoredGuardrail {
-        StoredGuardrail {
-            version: 1,
-            view: self.view.clone(),
-            idempotency_key: self.accepted.as_ref().map(|accepted| accepted.idempotency_key.clone()),
-            decisions: self.decisions.iter().cloned().collect(),
-        }
     }
 
     /// Nothing more will come of it: neither open nor waiting for the runtime to take its outcome.
@@ -302,7 +325,7 @@ impl Guardrail {
         }
         if let Some(accepted) = &self.accepted
             && accepted.idempotency_key == answer.idempotency_key
-            && accepted.digest == AnswerDigest::of(answer)
+            && accepted.digest.is_none_or(|digest| digest == AnswerDigest::of(answer))
         {
             return Ok(Answering::Again);
         }
@@ -313,13 +336,18 @@ impl Guardrail {
         Ok(Answering::Wins(answer::resolution(&self.view, answer, actor, at)))
     }
 
-    /// The answer has won: the record says so already.
-    pub fn accept(&mut self, mut answer: Answer, resolution: Resolution) {
-        self.accepted =
-            Some(Accepted { idempotency_key: answer.idempotency_key.clone(), digest: AnswerDigest::of(&answer) });
+    /// The answer has won. `is_plain` says of a value that no secret is in it.
+    pub fn accept(&mut self, mut answer: Answer, resolution: Resolution, is_plain: impl Fn(&str) -> bool) {
+        let declined = resolution.outcome == Outcome::Declined;
+        self.hands_over_secrets = !declined && (self.is_prefilled() || self.has_secret_values(&answer));
+        self.accepted = Some(Accepted {
+            idempotency_key: answer.idempotency_key.clone(),
+            digest: Some(AnswerDigest::of(&answer)),
+            plain: self.plain(&answer, is_plain),
+        });
         let mut values = std::mem::take(&mut self.prefilled);
         values.extend(std::mem::take(&mut answer.values));
-        if resolution.outcome == Outcome::Declined {
+        if declined {
             // Who declines hands nothing over, neither what was typed nor what was known already.
             values.values_mut().for_each(Zeroize::zeroize);
             values.clear();
@@ -330,6 +358,34 @@ impl Guardrail {
         outcome.values = values;
         self.outcome = Some(outcome);
         self.close(GuardrailState::Accepted, resolution);
+    }
+
+    fn has_secret_values(&self, answer: &Answer) -> bool {
+        answer.values.keys().any(|id| !self.view.fields.iter().any(|field| field.id == *id && !field.secret))
+    }
+
+    /// What of an answer may be stored: choices, and values of fields that are no secret.
+    fn plain(&self, answer: &Answer, is_plain: impl Fn(&str) -> bool) -> PlainAnswer {
+        if answer.action == AnswerAction::Decline {
+            return PlainAnswer { choice: None, values: BTreeMap::new(), whole: answer.text.is_none() };
+        }
+        let storable = |(id, value): &(&String, &String)| {
+            self.view.fields.iter().any(|field| field.id == **id && !field.secret) && is_plain(value)
+        };
+        let pairs = answer.values.iter().filter(storable).map(|(id, value)| (id.clone(), value.clone()));
+        let values = BTreeMap::from_iter(pairs);
+        let whole = !self.is_prefilled() && answer.text.is_none() && values.len() == answer.values.len();
+        PlainAnswer { choice: answer.choice.clone(), values, whole }
+    }
+
+    /// Whether the runtime gets values of secret fields with the outcome.
+    pub fn hands_over_secrets(&self) -> bool {
+        self.hands_over_secrets
+    }
+
+    /// Whether fillers had values for it, now or before a restart.
+    pub fn was_filled(&self) -> bool {
+        self.filled
     }
 
     /// It ends without an answer. Returns what the runtime is told.

@@ -107,6 +107,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/sessions/{id}", get(rest::get_session).delete(rest::terminate_session))
         .route("/v1/sessions/{id}/events", get(events::read))
         .route("/v1/sessions/{id}/commands", get(runtime::commands_over_http).post(rest::command))
+        .route("/v1/sessions/{id}/secrets", post(runtime::announce_over_http))
         .route("/v1/sessions/{id}/watchers", get(rest::watchers))
         .route("/v1/sessions/{id}/tasks/{task}", get(rest::get_task))
         .route("/v1/sessions/{id}/pictures/{picture}", get(rest::picture))

@@ -35,6 +35,9 @@ fn random_text<const N: usize>() -> [u8; N] {
 pub struct SessionId([u8; 20]);
 
 impl SessionId {
+    /// No session: for what belongs to none. Never made by [`SessionId::random`], whose ids have 103 random bits.
+    pub const NONE: Self = Self([b'0'; 20]);
+
     pub fn random() -> Self {
         Self(random_text())
     }

@@ -91,6 +91,12 @@ impl Images {
         self.lock().pictures.iter().rev().find(shown).cloned()
     }
 
+    /// The newest picture that everybody may see, of those whose events are before `committed`.
+    pub fn latest_for_all(&self, committed: u64) -> Option<Arc<Picture>> {
+        let shown = |picture: &&Arc<Picture>| picture.offset < committed && picture.only_for.is_none();
+        self.lock().pictures.iter().rev().find(shown).cloned()
+    }
+
     /// Forgets pictures whose events were not taken.
     pub fn remove_from(&self, offset: u64) {
         let mut kept = self.lock();

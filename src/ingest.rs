@@ -1,7 +1,7 @@
 //! The one way into a log: reads what a runtime publishes, checks it once, and encodes it once.
 //!
 //! The order is: [`read`] (syntax, size, type, ids), then the owner redacts with [`redact`] and asks its state
-//! machines, then [`encode`] makes the one native frame that log, disk and every subscriber share. Nothing here knows
+//! machines, then [`Frames`] makes the one native frame that log, disk and every subscriber share. Nothing here knows
 //! who follows.
 
 pub mod payload;
@@ -242,11 +242,49 @@ pub struct Envelope<'a> {
     pub task: Option<&'a str>,
 }
 
-/// The native frame of an event. It holds nothing that differs between subscribers, and no line break.
-pub fn encode(envelope: Envelope<'_>, kind: &str, data: &Value) -> Bytes {
-    let Envelope { session, position, id, at, task } = envelope;
-    let frame = EventFrame { frame: "event", session, position, id, at, task, event: Inner { kind, data } };
-    serde_json::to_vec(&frame).expect("an event is plain data").into()
+/// Frames share buffers of about this size: few allocations, and a frame that is kept keeps few others with it.
+const SHARED_BYTES: usize = 16 << 10;
+
+/// The native frames of events, as they are encoded one after the other. A frame holds nothing that differs between
+/// subscribers, and no line break.
+pub struct Frames {
+    shared: Vec<Bytes>,
+    buffer: Vec<u8>,
+    /// Where each frame in the buffer ends.
+    ends: Vec<usize>,
+}
+
+impl Frames {
+    pub fn for_events(events: usize) -> Self {
+        let bytes = if events > 1 { SHARED_BYTES + SHARED_BYTES / 4 } else { 512 };
+        Self { shared: Vec::with_capacity(events), buffer: Vec::with_capacity(bytes), ends: Vec::new() }
+    }
+
+    pub fn encode(&mut self, envelope: Envelope<'_>, kind: &str, data: &Value) {
+        let Envelope { session, position, id, at, task } = envelope;
+        let frame = EventFrame { frame: "event", session, position, id, at, task, event: Inner { kind, data } };
+        serde_json::to_writer(&mut self.buffer, &frame).expect("an event is plain data");
+        self.ends.push(self.buffer.len());
+        if self.buffer.len() >= SHARED_BYTES {
+            self.share();
+        }
+    }
+
+    /// Every frame, in the order in which they were encoded.
+    pub fn finish(mut self) -> Vec<Bytes> {
+        self.share();
+        self.shared
+    }
+
+    fn share(&mut self) {
+        let all = Bytes::copy_from_slice(&self.buffer);
+        let mut start = 0;
+        for end in self.ends.drain(..) {
+            self.shared.push(all.slice(start..end));
+            start = end;
+        }
+        self.buffer.clear();
+    }
 }
 
 fn invalid(message: impl Into<String>) -> Refusal {
@@ -256,4 +294,31 @@ fn invalid(message: impl Into<String>) -> Refusal {
 fn too_large(size: usize, limit: usize) -> Refusal {
     Refusal::new(Code::TooLarge, format!("{size} bytes are more than {limit}"))
         .with_details(json!({ "size": size, "limit": limit }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(payloads: &[Value]) -> Vec<Bytes> {
+        let epoch = crate::ids::random_epoch();
+        let mut frames = Frames::for_events(payloads.len());
+        for (data, offset) in payloads.iter().zip(0..) {
+            let position = Position { epoch, offset };
+            let envelope = Envelope { session: "q7w3k9d2m5x8c1v4b6n0", position, id: "1", at: "now", task: None };
+            frames.encode(envelope, kind::AGENT, data);
+        }
+        frames.finish()
+    }
+
+    #[test]
+    fn frames_that_share_buffers_are_each_whole_and_in_order() {
+        let payloads: Vec<Value> = (0..300).map(|n| json!({ "content": "é".repeat(n), "n": n })).collect();
+        let found = frames(&payloads);
+        assert_eq!(found.len(), payloads.len());
+        for ((frame, data), offset) in found.iter().zip(&payloads).zip(0..) {
+            let frame: onlooker_protocol::event::EventFrame = serde_json::from_slice(frame).unwrap();
+            assert_eq!((&frame.event.data, frame.position.offset), (data, offset));
+        }
+    }
 }

@@ -19,6 +19,7 @@ pub struct Metrics {
     pub guardrails_answered: Counter,
     pub no_target: Counter,
     pub engine_retries: Counter,
+    pub answers_lost: Counter,
     pub owners_fenced: Counter,
     pub epochs_broken: Counter,
     pub subscribers_opened: Counter,
@@ -72,6 +73,7 @@ impl Metrics {
             guardrails_raised: "Questions asked";
             guardrails_answered: "Questions answered";
             no_target: "Results that nobody could be told of, because no target is configured";
+            answers_lost: "Accepted answers that were lost with a process before their runtimes had them, and asked anew";
             engine_retries: "Writes of the gateway's own that the engine did not take at once";
             owners_fenced: "Owners that found their log taken over";
             epochs_broken: "Logs that a runtime could not continue";
@@ -105,6 +107,7 @@ impl Metrics {
             guardrails_answered,
             no_target,
             engine_retries,
+            answers_lost,
             owners_fenced,
             epochs_broken,
             subscribers_opened,

@@ -253,6 +253,12 @@ impl Outbox {
         Ok(self.shared.read(&record_key(key)).await?.map(|(_, notice)| notice.opened.state()))
     }
 
+    /// The state of each of a session's keys, by what they are about.
+    pub async fn states(&self, session: SessionId) -> Result<Vec<(NoticeSubject, NoticeState)>, EngineError> {
+        let found = self.shared.read_all(session).await?;
+        Ok(found.iter().map(|(_, _, notice)| (notice.key(session).subject, notice.opened.state())).collect())
+    }
+
     /// A guardrail's revision closed, or a higher one took its place: whoever may have its card is told `body` once,
     /// and notices that nobody has yet are dropped.
     ///
@@ -375,6 +381,15 @@ fn view(notice: &Notice) -> NoticeView {
     }
 }
 
+/// A stored notice, for whoever looks at a stopped gateway's data: what it is about, and how it stands.
+///
+/// # Errors
+/// It is damaged, or of a version that this gateway does not know.
+pub fn read_kept(session: SessionId, record: &[u8]) -> Result<(NoticeSubject, NoticeView), String> {
+    let notice = Notice::decode(record).map_err(|error| error.to_string())?;
+    Ok((notice.key(session).subject, view(&notice)))
+}
+
 const MILLISECONDS: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
@@ -385,5 +400,5 @@ fn time_text(at_ms: u64) -> String {
 
 /// Wall time in milliseconds: for what is stored. Waiting itself is on the monotonic clock.
 fn wall_ms() -> u64 {
-    u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
+    crate::clock::milliseconds(OffsetDateTime::now_utc())
 }

@@ -17,6 +17,7 @@ use onlooker_protocol::{
     Position,
     code::{Code, Refusal},
     runtime::{GatewayToRuntime, NumberedCommand, RuntimeCommand},
+    subscriber::NewTask,
     view::WatcherCounts,
 };
 use tokio::sync::{Notify, watch};
@@ -238,6 +239,8 @@ pub struct Link {
 struct LinkState {
     commands: VecDeque<NumberedCommand>,
     last: u64,
+    /// Commands from here on are not given out yet.
+    held_from: Option<u64>,
     outlet: Option<(ConnectionId, Arc<Outlet>)>,
     /// The last command that the connection was given.
     given: u64,
@@ -257,16 +260,54 @@ impl Link {
     /// `too_many_commands` when the runtime has not applied hundreds of them.
     pub fn command(&self, command: RuntimeCommand) -> Result<u64, Refusal> {
         let mut state = self.lock();
-        if state.commands.len() >= COMMANDS {
-            return Err(Refusal::plain(Code::TooManyCommands));
-        }
-        state.last += 1;
-        let number = state.last;
-        state.commands.push_back(NumberedCommand { number, command });
+        let number = state.push(command)?;
         state.wake(self.session);
         drop(state);
         self.last.send_replace(number);
         Ok(number)
+    }
+
+    /// Numbers a command without giving it out: what must be stored with it is stored first. Until
+    /// [`Link::release`] nothing behind it is given out either.
+    ///
+    /// # Errors
+    /// As [`Link::command`].
+    pub fn hold(&self, command: RuntimeCommand) -> Result<u64, Refusal> {
+        let mut state = self.lock();
+        let number = state.push(command)?;
+        state.held_from.get_or_insert(number);
+        Ok(number)
+    }
+
+    /// Gives out what was held.
+    pub fn release(&self) {
+        let mut state = self.lock();
+        state.held_from = None;
+        let last = state.last;
+        state.wake(self.session);
+        drop(state);
+        self.last.send_replace(last);
+    }
+
+    /// The number that the next command gets.
+    pub fn next_number(&self) -> u64 {
+        self.lock().last + 1
+    }
+
+    /// Numbers continue behind this one, which is above every number that the runtime may have seen.
+    pub fn continue_behind(&self, number: u64) {
+        let mut state = self.lock();
+        state.last = state.last.max(number);
+    }
+
+    /// Tasks that the runtime is not known to have, without their secrets.
+    pub fn waiting_tasks(&self) -> Vec<WaitingTask> {
+        let state = self.lock();
+        let tasks = state.commands.iter().filter_map(|command| match &command.command {
+            RuntimeCommand::NewTask { task } => Some(WaitingTask::new(command.number, task)),
+            _ => None,
+        });
+        tasks.collect()
     }
 
     /// The runtime has applied everything up to this number.
@@ -349,10 +390,10 @@ impl Link {
             refusal,
         }));
         let given = state.given;
-        let commands = state.commands.iter().filter(|command| command.number > given);
+        let commands = state.visible().filter(|command| command.number > given);
         frames
             .extend(commands.map(|command| GatewayToRuntime::Command { session: session(), command: command.clone() }));
-        state.given = state.last;
+        state.given = state.held_from.map_or(state.last, |from| from - 1);
         if let Some(counts) = state.counts.take() {
             frames.push(GatewayToRuntime::Watchers { session: session(), counts });
         }
@@ -361,7 +402,7 @@ impl Link {
 
     /// Commands after `since`, for a runtime without a socket.
     pub fn since(&self, since: u64) -> Vec<NumberedCommand> {
-        self.lock().commands.iter().filter(|command| command.number > since).cloned().collect()
+        self.lock().visible().filter(|command| command.number > since).cloned().collect()
     }
 
     /// Follows the number of the last command.
@@ -374,7 +415,43 @@ impl Link {
     }
 }
 
+/// A task whose command the runtime is not known to have.
+pub struct WaitingTask {
+    pub number: u64,
+    /// Without its secrets.
+    pub task: NewTask,
+    pub had_secrets: bool,
+}
+
+impl WaitingTask {
+    fn new(number: u64, task: &NewTask) -> Self {
+        let plain = NewTask {
+            task_id: task.task_id.clone(),
+            prompt: task.prompt.clone(),
+            max_duration: task.max_duration,
+            terminate_on_completion: task.terminate_on_completion,
+            secrets: Vec::new(),
+            parameters: task.parameters.clone(),
+        };
+        Self { number, task: plain, had_secrets: !task.secrets.is_empty() }
+    }
+}
+
 impl LinkState {
+    fn push(&mut self, command: RuntimeCommand) -> Result<u64, Refusal> {
+        if self.commands.len() >= COMMANDS {
+            return Err(Refusal::plain(Code::TooManyCommands));
+        }
+        self.last += 1;
+        self.commands.push_back(NumberedCommand { number: self.last, command });
+        Ok(self.last)
+    }
+
+    fn visible(&self) -> impl Iterator<Item = &NumberedCommand> {
+        let held_from = self.held_from.unwrap_or(u64::MAX);
+        self.commands.iter().take_while(move |command| command.number < held_from)
+    }
+
     fn wake(&self, session: SessionId) {
         if let Some((_, outlet)) = &self.outlet {
             outlet.ready(session);

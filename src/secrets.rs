@@ -4,6 +4,7 @@
 //! `two_factor` alone, and only for the host that their entry names. No error and no `Debug` here shows a value.
 
 mod host;
+mod parameters;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -17,6 +18,7 @@ use onlooker_protocol::{
 use zeroize::Zeroize;
 
 use self::host::Pattern;
+pub use self::parameters::in_parameters;
 
 const ENTRIES_MAX: usize = 100;
 const FIELDS_MAX: usize = 100;

@@ -8,11 +8,15 @@ mod appending;
 mod commands;
 mod directory;
 mod holding;
+mod kept;
+mod last_picture;
 mod owner;
 mod publishing;
 mod questions;
 mod reaching;
+mod restoring;
 mod run_clock;
+mod settling;
 pub mod state;
 mod telling;
 
@@ -29,6 +33,8 @@ use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 pub use directory::{Directory, Services, SessionLimits, SessionTimes, Targets, Unreached};
+pub use kept::{Kept, KeptBehind, KeptSummary};
+pub use restoring::{RestoreError, picture_key};
 
 use crate::{
     control::Holder,
@@ -45,6 +51,9 @@ use crate::{
 
 /// Requests that may wait for one owner. A runtime that publishes faster feels this, and nobody else.
 const MAILBOX: usize = 64;
+/// Who wants to see the session without changing it has a mailbox of its own: it is served also while the engine does
+/// not answer, and everything else waits.
+const LOOKS: usize = 64;
 /// Bytes of published events that may wait for one owner.
 const IN_FLIGHT_BYTES: usize = 16 << 20;
 
@@ -61,7 +70,9 @@ pub struct Shared {
     pub link: Link,
     head: watch::Receiver<Head>,
     side: watch::Receiver<Side>,
-    requests: mpsc::Sender<Request>,
+    /// Boxed: a mailbox that nobody has written to yet has room for many already.
+    requests: mpsc::Sender<Box<Request>>,
+    looks: mpsc::Sender<Look>,
     in_flight: Arc<Semaphore>,
 }
 
@@ -117,17 +128,22 @@ pub(crate) enum Request {
     Announce { connection: ConnectionId, secrets: Vec<SecretEntry>, values: Vec<String> },
     EndByRuntime { connection: ConnectionId },
     HttpContact { claim: String, done: u64, reply: Reply<()> },
-    Snapshot(oneshot::Sender<Snapshot>),
-    Task { id: String, reply: oneshot::Sender<Option<TaskView>> },
+    HttpAnnounce { claim: String, secrets: Vec<SecretEntry>, values: Vec<String>, reply: Reply<()> },
     Command { command: SessionCommand, actor: Actor, reply: Reply<Map<String, Value>> },
     Answer { guardrail: String, answer: Answer, actor: Actor, reply: Reply<GuardrailView> },
     Claim { guardrail: String, revision: u32, duration_ms: Option<u64>, actor: Actor, reply: Reply<ClaimView> },
     Release { guardrail: String, revision: u32, actor: Actor, reply: Reply<()> },
-    Guardrail { id: String, reply: Reply<GuardrailView> },
-    Why { id: String, reply: Reply<GuardrailWhy> },
     ConnectionLost(ConnectionId),
     Recheck { key: NoticeKey, reply: oneshot::Sender<Verdict> },
     NoticeSettled { key: NoticeKey, state: NoticeState },
+}
+
+/// What is asked without changing anything.
+pub(crate) enum Look {
+    Snapshot(oneshot::Sender<Snapshot>),
+    Task { id: String, reply: oneshot::Sender<Option<TaskView>> },
+    Guardrail { id: String, reply: Reply<GuardrailView> },
+    Why { id: String, reply: Reply<GuardrailWhy> },
 }
 
 /// How a session came to be.
@@ -245,15 +261,25 @@ impl Session {
         self.ask(|reply| Request::HttpContact { claim, done, reply }).await
     }
 
+    /// An HTTP runtime announces the session's secrets again.
+    pub async fn http_announce(
+        &self,
+        claim: String,
+        secrets: Vec<SecretEntry>,
+        values: Vec<String>,
+    ) -> Result<(), Refusal> {
+        self.ask(|reply| Request::HttpAnnounce { claim, secrets, values, reply }).await
+    }
+
     pub async fn snapshot(&self) -> Result<Snapshot, Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.tell(Request::Snapshot(reply)).await?;
+        self.look(Look::Snapshot(reply)).await?;
         answer.await.map_err(|_| gone())
     }
 
     pub async fn task(&self, id: String) -> Result<Option<TaskView>, Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.tell(Request::Task { id, reply }).await?;
+        self.look(Look::Task { id, reply }).await?;
         answer.await.map_err(|_| gone())
     }
 
@@ -280,11 +306,15 @@ impl Session {
     }
 
     pub async fn guardrail(&self, id: String) -> Result<GuardrailView, Refusal> {
-        self.ask(|reply| Request::Guardrail { id, reply }).await
+        let (reply, answer) = oneshot::channel();
+        self.look(Look::Guardrail { id, reply }).await?;
+        answer.await.map_err(|_| gone())?
     }
 
     pub async fn why(&self, id: String) -> Result<GuardrailWhy, Refusal> {
-        self.ask(|reply| Request::Why { id, reply }).await
+        let (reply, answer) = oneshot::channel();
+        self.look(Look::Why { id, reply }).await?;
+        answer.await.map_err(|_| gone())?
     }
 
     /// A subscriber's connection was lost: what it held by connection ends after its grace.
@@ -306,7 +336,11 @@ impl Session {
     }
 
     async fn tell(&self, request: Request) -> Result<(), Refusal> {
-        self.0.requests.send(request).await.map_err(|_| gone())
+        self.0.requests.send(Box::new(request)).await.map_err(|_| gone())
+    }
+
+    async fn look(&self, look: Look) -> Result<(), Refusal> {
+        self.0.looks.send(look).await.map_err(|_| gone())
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Refusal> {

@@ -93,6 +93,48 @@ pub async fn record(
     writer.finish(&recorder.lines()).map_err(RecordError::Recording)
 }
 
+/// What an export wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exported {
+    pub lines: usize,
+    /// Screenshots whose bytes were not there.
+    pub without_picture: usize,
+    /// The log ended before the task did; the recording then ends with an error that says so.
+    pub unfinished: bool,
+}
+
+/// Writes a recording of a task from events that somebody kept, in the order of the log, and the pictures that are
+/// there. `task`: the first one when nobody names one.
+///
+/// # Errors
+/// There is no such task, or the folder cannot be written.
+pub fn export(
+    events: impl IntoIterator<Item = EventFrame>,
+    pictures: &[(ShownPicture, Vec<u8>)],
+    task: Option<&str>,
+    into: &Path,
+) -> Result<Exported, RecordError> {
+    let mut recorder = Recorder { wanted: task.map(str::to_owned), ..Recorder::default() };
+    for event in events {
+        recorder.event(event, &mut |_| {})?;
+    }
+    if recorder.task.is_none() {
+        return Err(RecordError::NoTask);
+    }
+    let unfinished = !recorder.ended;
+    if unfinished {
+        recorder.cut_off("the task was still running when it was exported", "unfinished", &mut |_| {});
+    }
+    let writer = Writer::create(into).map_err(RecordError::Recording)?;
+    for (header, bytes) in pictures {
+        recorder.picture(header, bytes, &writer)?;
+    }
+    let lines = recorder.lines();
+    let without_picture = recorder.lines.len() - lines.len();
+    writer.finish(&lines).map_err(RecordError::Recording)?;
+    Ok(Exported { lines: lines.len(), without_picture, unfinished })
+}
+
 fn end_of(follow: &Follow) -> RecordError {
     let reason = follow.error().map(ToString::to_string).unwrap_or_default();
     RecordError::Follow(FollowError::lost(reason))
@@ -101,6 +143,8 @@ fn end_of(follow: &Follow) -> RecordError {
 /// Turns events of a session into lines of a recording.
 #[derive(Default)]
 struct Recorder {
+    /// The task that somebody asked for; the first one otherwise.
+    wanted: Option<String>,
     task: Option<String>,
     clock: Clock,
     /// Each line, and the id of its picture.
@@ -147,9 +191,11 @@ impl Recorder {
                 return Err(RecordError::NoTask);
             }
             if event.kind == kind::TASK_STARTED {
-                let id = task.or_else(|| text(&event.data, "taskId"));
-                self.task = Some(id.unwrap_or_default());
-                self.clock = Clock::start(now);
+                let id = task.or_else(|| text(&event.data, "taskId")).unwrap_or_default();
+                if self.wanted.as_ref().is_none_or(|wanted| *wanted == id) {
+                    self.task = Some(id);
+                    self.clock = Clock::start(now);
+                }
             }
             return Ok(());
         }

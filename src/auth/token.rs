@@ -85,6 +85,11 @@ impl SigningKey {
         Self(Zeroizing::new(bytes))
     }
 
+    /// To be kept, and shown to nobody.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     fn mac(&self, payload: &str) -> Hmac<Sha256> {
         let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_ref()).expect("HMAC takes keys of every length");
         mac.update(CONTEXT);

@@ -25,7 +25,8 @@ Examples:
 Settings come from the file, then the environment (ONLOOKER_LISTEN and so on), then flags; the last one wins.
 Without keys only this machine can connect. `onlooker key` makes keys, `onlooker check-config` checks a file.
 ONLOOKER_LOG (or RUST_LOG) filters the log: `info`, `onlooker=debug`.
-This version keeps everything in memory: --data-dir is accepted, but nothing is written to it yet.";
+Sessions, guardrails and notices are kept in ./onlooker-data and outlive the process, however it ends; `--data-dir`
+names another place, `--ephemeral` keeps nothing. Secrets are never written. `onlooker inspect DIR` shows what is there.";
 
 /// Runs the gateway until SIGINT or SIGTERM
 #[derive(Args)]
@@ -50,12 +51,15 @@ pub(crate) struct Settings {
     /// Where to send notices that no chat is linked for
     #[arg(long, value_name = "URL")]
     notify_webhook: Option<String>,
-    /// Where durable data will be kept; this version keeps everything in memory
+    /// Where everything that outlives the process is kept [default: onlooker-data]
     #[arg(long, value_name = "DIR", conflicts_with = "ephemeral")]
     data_dir: Option<String>,
-    /// Keep everything in memory
+    /// Keep everything in memory: nothing outlives the process
     #[arg(long)]
     ephemeral: bool,
+    /// When something counts as kept: `fsync`, on the disk, or `os`, given to the system [default: fsync]
+    #[arg(long, value_name = "WHEN")]
+    durability: Option<String>,
     /// Where people outside reach forms and callbacks
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
@@ -82,6 +86,7 @@ impl Settings {
             ("notify_webhook", self.notify_webhook),
             ("data_dir", self.data_dir),
             ("ephemeral", given(self.ephemeral)),
+            ("durability", self.durability),
             ("public_url", self.public_url),
             ("tls_cert", self.tls_cert),
             ("tls_key", self.tls_key),
@@ -91,13 +96,7 @@ impl Settings {
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        let mut loaded = load(&Sources { file: self.config, environment, flags })?;
-        if loaded.config.data.dir.is_some() {
-            let warning = "this version keeps everything in memory: nothing is written to data_dir, and sessions do \
-                           not outlive the process";
-            loaded.warnings.push(warning.to_owned());
-        }
-        Ok(loaded)
+        Ok(load(&Sources { file: self.config, environment, flags })?)
     }
 }
 

@@ -10,7 +10,7 @@ use onlooker_protocol::view::GuardrailKind;
 use url::Url;
 
 use super::{
-    Config, NotifyWebhook,
+    Config, Durability, NotifyWebhook,
     secret::{Secret, SecretUrl},
     units,
 };
@@ -55,6 +55,7 @@ settings! {
     "origins" origins listen.origins;
     "data_dir" path data.dir;
     "ephemeral" flag data.ephemeral;
+    "durability" durability data.durability;
     "allow_default_answer" kinds guardrails.allow_default_answer;
     "pools" list pools;
 
@@ -100,6 +101,7 @@ settings! {
     "times.control_grace" time_or_zero times.control_grace;
     "times.sensitive_window" time times.sensitive_window;
     "times.retention" time_or_zero times.retention;
+    "times.log_age" time times.log_age;
     "times.send_stall" time times.send_stall;
     "times.header_read" time times.header_read;
     "times.body_read" time times.body_read;
@@ -152,6 +154,14 @@ fn flag(raw: &Raw<'_>) -> Result<bool, String> {
         Raw::Text("true" | "1" | "yes") => Ok(true),
         Raw::Text("false" | "0" | "no" | "") => Ok(false),
         _ => Err("must be true or false".to_owned()),
+    }
+}
+
+fn durability(raw: &Raw<'_>) -> Result<Durability, String> {
+    match text(raw)?.trim() {
+        "fsync" => Ok(Durability::Fsync),
+        "os" => Ok(Durability::Os),
+        _ => Err("must be \"fsync\" (kept once it is on the disk) or \"os\" (once the system has it)".to_owned()),
     }
 }
 

@@ -16,7 +16,7 @@ use onlooker_protocol::event::Epoch;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::sync::watch;
 
-use super::{Batch, Engine, EngineError, Head, ReadLimit, Record, RecordKey, RecordKind, Stored, Version};
+use super::{Batch, Before, Engine, EngineError, Head, ReadLimit, Record, RecordKey, RecordKind, Stored, Version};
 use crate::ids::SessionId;
 
 /// What goes wrong, adjustable while it runs.
@@ -94,6 +94,10 @@ impl<E: Engine> Engine for FaultyEngine<E> {
         self.inner.head(session)
     }
 
+    fn logs(&self) -> Vec<SessionId> {
+        self.inner.logs()
+    }
+
     fn remove(&self, session: SessionId) -> BoxFuture<'_, Result<(), EngineError>> {
         self.inner.remove(session)
     }
@@ -124,5 +128,13 @@ impl<E: Engine> Engine for FaultyEngine<E> {
 
     fn stored_bytes(&self) -> u64 {
         self.inner.stored_bytes()
+    }
+
+    fn before(&self) -> Before {
+        self.inner.before()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.inner.close()
     }
 }

@@ -14,23 +14,16 @@ use futures::future::{self, BoxFuture, FutureExt};
 use onlooker_protocol::event::Epoch;
 use tokio::sync::watch;
 
-use super::{Batch, Engine, EngineError, Head, ReadLimit, Record, RecordKey, RecordKind, Stored, Version};
+use super::{
+    Batch, Before, Bounds, Engine, EngineError, Head, ReadLimit, Record, RecordKey, RecordKind, Stored, Version,
+};
 use crate::{
     ids::SessionId,
     sabotage::{self, Guard},
 };
 
-/// How much is kept.
-#[derive(Clone, Copy, Debug)]
-pub struct MemoryBounds {
-    pub log_records: usize,
-    pub log_bytes: usize,
-    /// Over all logs. An append that would pass it fails with [`EngineError::Full`].
-    pub total_bytes: u64,
-}
-
 pub struct MemoryEngine {
-    bounds: MemoryBounds,
+    bounds: Bounds,
     logs: DashMap<SessionId, Arc<Log>>,
     records: Mutex<BTreeMap<RecordKey, (Version, Bytes)>>,
     stored: AtomicU64,
@@ -49,7 +42,7 @@ struct Content {
 }
 
 impl MemoryEngine {
-    pub fn new(bounds: MemoryBounds) -> Self {
+    pub fn new(bounds: Bounds) -> Self {
         Self { bounds, logs: DashMap::new(), records: Mutex::default(), stored: AtomicU64::new(0) }
     }
 
@@ -89,15 +82,11 @@ impl MemoryEngine {
         Ok(next_head)
     }
 
-    /// Whether the oldest of so many records goes.
-    fn is_too_long(&self, records: usize, bytes: usize) -> bool {
-        let over = records > self.bounds.log_records || bytes > self.bounds.log_bytes;
-        records > 1 && over && !sabotage::is_off(Guard::ByteBound)
-    }
-
     fn trim(&self, content: &mut Content) {
-        while self.is_too_long(content.records.len(), content.bytes) {
-            let oldest = content.records.pop_front().expect("longer than one");
+        while let (Some(oldest), Some(newest)) = (content.records.front(), content.records.back())
+            && self.bounds.is_too_long(content.records.len(), content.bytes, (oldest.at, newest.at))
+        {
+            let oldest = content.records.pop_front().expect("just seen");
             content.bytes -= oldest.size();
         }
     }
@@ -107,8 +96,9 @@ impl MemoryEngine {
         let kept = content.records.iter().filter(|_| continues);
         let mut records = added.len() + if continues { content.records.len() } else { 0 };
         let mut bytes = added.iter().map(Record::size).sum::<usize>() + if continues { content.bytes } else { 0 };
+        let newest = added.last().or(content.records.back()).map_or(0, |record| record.at);
         for oldest in kept.chain(added) {
-            if !self.is_too_long(records, bytes) {
+            if !self.bounds.is_too_long(records, bytes, (oldest.at, newest)) {
                 break;
             }
             records -= 1;
@@ -205,6 +195,10 @@ impl Engine for MemoryEngine {
         Ok(self.log(session)?.head.subscribe())
     }
 
+    fn logs(&self) -> Vec<SessionId> {
+        self.logs.iter().map(|log| *log.key()).collect()
+    }
+
     fn remove(&self, session: SessionId) -> BoxFuture<'_, Result<(), EngineError>> {
         if let Some((_, log)) = self.logs.remove(&session) {
             let mut content = log.lock();
@@ -235,5 +229,13 @@ impl Engine for MemoryEngine {
 
     fn stored_bytes(&self) -> u64 {
         self.stored.load(Ordering::Relaxed)
+    }
+
+    fn before(&self) -> Before {
+        Before { sole_user: true, may_have_lost: false }
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        future::ready(()).boxed()
     }
 }

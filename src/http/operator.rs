@@ -15,9 +15,13 @@ use tokio::time::Instant;
 use super::{App, Refused, bearer};
 use crate::{config::key::Scope, metrics::Present};
 
-/// The process is there.
-pub async fn healthz() -> &'static str {
-    "ok\n"
+/// The process does its work. When it no longer can, starting it again is the cure: the disk failed to sync.
+pub async fn healthz(State(app): State<App>) -> Result<&'static str, Refused> {
+    if !app.directory.services().engine.needs_restart() {
+        return Ok("ok\n");
+    }
+    let message = "the disk failed to keep what was written: look at the disk, then start the gateway again";
+    Err(Refused(Refusal::new(Code::Unavailable, message)))
 }
 
 /// It takes sessions and subscribers: the engine answers, and it is not stopping.

@@ -20,14 +20,14 @@ use onlooker_protocol::{
     code::Refusal,
     picture,
     runtime::{CommandsPage, EventsAccepted, GatewayToRuntime, OpenSession, Reclaim, RuntimeToGateway},
-    subscriber::AuthNeed,
+    subscriber::{AuthNeed, SecretEntry},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{
-    App, Caller, Path, Query, Refused, allowed, bearer,
+    App, Body, Caller, Path, Query, Refused, allowed, bearer,
     wire::{Turn, Wire, close_code},
 };
 use crate::{
@@ -437,6 +437,28 @@ pub async fn publish_over_http(
     let room = session.room(text.len()).await;
     let (events, unreadable) = read_batch(&batch.events, &app);
     Ok(Json(session.publish_and_wait(claim, events, unreadable, room).await?))
+}
+
+#[derive(Deserialize)]
+pub struct Announcement {
+    secrets: Vec<SecretEntry>,
+    /// Values of secret fields that the runtime has taken.
+    #[serde(default)]
+    values: Vec<String>,
+}
+
+/// The session's secrets once more, after the gateway lost them.
+pub async fn announce_over_http(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    Body(announced): Body<Announcement>,
+) -> Result<Json<Value>, Refused> {
+    let session = served(&app, &caller.0, &id)?;
+    let claim = claim_token(&headers)?;
+    session.http_announce(claim, announced.secrets, announced.values).await?;
+    Ok(Json(json!({})))
 }
 
 #[derive(Deserialize)]

@@ -11,7 +11,7 @@ use std::{borrow::Cow, cell::RefCell, fmt};
 
 use onlooker_protocol::code::{Code, Refusal};
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Number, Value, map::Entry};
 
 use crate::redact::Redactor;
 
@@ -19,6 +19,10 @@ use crate::redact::Redactor;
 const DEPTH_CEILING: usize = 126;
 /// How much of one member's name an error shows, in characters.
 const SHOWN_KEY_CHARS: usize = 64;
+/// Members for which an event and its data have room before they grow: most have no more. What is nested deeper may be
+/// many small objects.
+const USUAL_MEMBERS: usize = 7;
+const ROOMY_DEPTH: usize = 2;
 const RESERVED_PREFIX: &str = "$serde_json::private::";
 
 /// How much a JSON text may hold.
@@ -243,15 +247,22 @@ impl<'de> Visitor<'de> for Place<'_> {
         self.enter()?;
         let mut map = Map::new();
         while let Some(name) = members.next_key::<Cow<'de, str>>()? {
-            let place = self.member(&name);
             if name.starts_with(RESERVED_PREFIX) {
-                return Err(self.reading.refuse(PayloadError::ReservedKey { path: place.path() }));
+                return Err(self.reading.refuse(PayloadError::ReservedKey { path: self.member(&name).path() }));
             }
-            if map.contains_key(name.as_ref()) {
-                return Err(self.reading.refuse(PayloadError::DuplicateKey { path: place.path() }));
+            if map.is_empty() && self.depth < ROOMY_DEPTH {
+                map = Map::with_capacity(USUAL_MEMBERS);
             }
-            let value = members.next_value_seed(place)?;
-            map.insert(name.into_owned(), value);
+            match map.entry(name) {
+                Entry::Occupied(there) => {
+                    let path = self.member(there.key()).path();
+                    return Err(self.reading.refuse(PayloadError::DuplicateKey { path }));
+                }
+                Entry::Vacant(free) => {
+                    let value = members.next_value_seed(self.member(free.key()))?;
+                    free.insert(value);
+                }
+            }
         }
         Ok(Value::Object(map))
     }

@@ -62,6 +62,14 @@ impl Dispatcher {
             reload_at: Some(Instant::now()),
         };
         let shared = Arc::clone(&run.shared);
+        if shared.engine.before().sole_user {
+            // Before the first lease of our own: every lease there is belongs to a process that has ended.
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                () = take_up_dead_leases(&shared) => {}
+            }
+        }
         while !shutdown.is_cancelled() {
             run.start_what_is_due();
             let next = run.next_at();
@@ -145,6 +153,26 @@ impl Run {
     async fn drain(&mut self) {
         while let Some(ended) = self.tasks.join_next_with_id().await {
             self.end(ended);
+        }
+    }
+}
+
+/// Schedules every stored lease as run out, so that what a dead process was sending is repeated now and not a lease's
+/// length later.
+async fn take_up_dead_leases(shared: &Shared) {
+    loop {
+        match shared.list(None).await {
+            Ok(found) => {
+                for (name, version, notice) in found.into_iter().filter(|(_, _, notice)| notice.is_leased()) {
+                    let target = notice.target.as_str().into();
+                    shared.schedule.put(name, Due { at: Instant::now(), version, target });
+                }
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(error = %error, "stored notices cannot be listed yet");
+                tokio::time::sleep(RELOAD_RETRY).await;
+            }
         }
     }
 }

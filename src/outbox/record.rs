@@ -34,6 +34,8 @@ use crate::{
     notifier::{self, Message},
 };
 
+/// The type of an update that says that the question is put again, under another revision.
+pub(super) const PUT_AGAIN: &str = "guardrail.updated";
 /// The version of the stored form.
 const VERSION: u32 = 1;
 /// No wish of another end and no step of the wall clock makes a notice wait longer.
@@ -286,10 +288,16 @@ impl Notice {
         }
     }
 
-    /// The guardrail's revision closed. `false`: nothing changes.
+    /// The guardrail's revision closed. `false`: nothing changes. Of what was told as closed, only that it is put again
+    /// after all is told once more.
     pub(super) fn close(&mut self, body: &Map<String, Value>, now_ms: u64) -> bool {
-        if self.update.is_some() {
-            return false;
+        if let Some(told) = &self.update {
+            let put_again = |body: &Map<String, Value>| body.get("type").is_some_and(|kind| kind == PUT_AGAIN);
+            if put_again(&told.body) || !put_again(body) {
+                return false;
+            }
+            self.update = Some(Delivery::new(body.clone(), now_ms));
+            return true;
         }
         let waits = matches!(self.opened.stage, Stage::Queued | Stage::Failed { .. });
         if waits {
@@ -410,6 +418,20 @@ mod tests {
         assert!(unknown_once.close(&Map::new(), 0));
         assert_eq!((unknown_once.opened.state(), unknown_once.update.is_some()), (NoticeState::Dropped, true));
         assert!(!unknown_once.close(&Map::new(), 0), "closing twice changes nothing");
+    }
+
+    #[test]
+    fn a_question_that_is_put_again_after_its_answer_was_told_is_told_once_more() {
+        let body = |kind: &str| Map::from_iter([("type".to_owned(), Value::from(kind))]);
+        let mut notice = leased();
+        notice.settle(&Sent::Confirmed, 0, SECOND);
+        assert!(notice.close(&body("guardrail.resolved"), 1));
+        notice.lease("me", SECOND);
+        notice.settle(&Sent::Confirmed, 2, SECOND);
+        assert!(!notice.close(&body("guardrail.resolved"), 3), "that is known");
+        assert!(notice.close(&body(PUT_AGAIN), 4));
+        assert_eq!(notice.due_in(4), Some(Duration::ZERO));
+        assert!(!notice.close(&body(PUT_AGAIN), 5) && !notice.close(&body("guardrail.resolved"), 6));
     }
 
     #[test]

@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     engine::{
+        Bounds,
         faulty::{Faults, FaultyEngine},
-        memory::{MemoryBounds, MemoryEngine},
+        memory::MemoryEngine,
     },
     notifier::{Delivery, Message, Notifier},
 };
@@ -99,7 +100,7 @@ impl Owners for Owner {
 }
 
 fn memory() -> MemoryEngine {
-    MemoryEngine::new(MemoryBounds { log_records: 10, log_bytes: 1000, total_bytes: 1000 })
+    MemoryEngine::new(Bounds { log_records: 10, log_bytes: 1000, log_age: Duration::MAX, total_bytes: 1000 })
 }
 
 struct Running {

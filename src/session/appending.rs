@@ -9,17 +9,20 @@ use onlooker_protocol::{
     event::{Epoch, kind},
 };
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{
-    Snapshot,
+    Look, Request, Snapshot,
     owner::{Owner, OwnershipLost},
-    state::Applied,
+    state::{Applied, State},
 };
 use crate::{
     clock,
-    engine::{Batch, EngineError, Numbers, Record},
-    ids, ingest,
+    engine::{Batch, EngineError, Head, Numbers, Record},
+    ids,
+    ingest::{self, Frames},
+    outbox::Verdict,
 };
 
 /// Where the log ends, as its only writer knows.
@@ -28,6 +31,29 @@ pub(super) struct LogEnd {
     pub next: u64,
     pub n: u64,
     pub term: u64,
+}
+
+impl LogEnd {
+    pub(super) fn new(epoch: Epoch) -> Self {
+        Self { epoch, next: 0, n: 0, term: 1 }
+    }
+
+    /// Where another owner left it, to be continued under the next term.
+    pub(super) fn restored(head: Head) -> Self {
+        Self { epoch: head.epoch, next: head.next, n: head.n, term: head.term + 1 }
+    }
+}
+
+/// Requests that may wait for an engine to answer.
+const DEFERRED: usize = 64;
+
+/// How long to wait for an engine that does not answer: longer each time, up to a second.
+pub(super) struct Patience(Duration);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(Duration::from_millis(10))
+    }
 }
 
 /// An event that is about to be appended. Its data is redacted on the way.
@@ -50,14 +76,22 @@ impl Owner {
         drafts: Vec<Draft>,
         numbers: Option<Numbers>,
     ) -> Result<Vec<Position>, EngineError> {
-        let at = clock::now_text();
-        let (mut records, mut applied) = (Vec::with_capacity(drafts.len()), Vec::with_capacity(drafts.len()));
-        for (draft, offset) in drafts.into_iter().zip(self.log.next..) {
+        let received = OffsetDateTime::now_utc();
+        let (at, received_ms) = (clock::text(received), clock::milliseconds(received));
+        let (mut frames, mut applied) = (Frames::for_events(drafts.len()), Vec::with_capacity(drafts.len()));
+        for (mut draft, offset) in drafts.into_iter().zip(self.log.next..) {
             let position = Position { epoch: self.log.epoch, offset };
-            let (frame, data) = self.encode(&draft, position, &at);
-            records.push(Record { offset, kind: Arc::clone(&draft.kind), frame });
-            applied.push((draft.kind, draft.task, data, position));
+            self.encode(&mut draft, position, &at, &mut frames);
+            applied.push((draft, position));
         }
+        let record = |((draft, position), frame): (&(Draft, Position), Bytes)| Record {
+            offset: position.offset,
+            at: received_ms,
+            kind: Arc::clone(&draft.kind),
+            frame,
+        };
+        let records: Vec<Record> = applied.iter().zip(frames.finish()).map(record).collect();
+        let bytes = records.iter().map(|record| record.size() as u64).sum();
         let batch = Batch { term: self.log.term, epoch: self.log.epoch, records, numbers };
         let mut appended = self.services.engine.append(self.id(), batch.clone()).await;
         if matches!(appended, Err(EngineError::Full)) && self.services.make_room(self.id()).await {
@@ -66,32 +100,37 @@ impl Owner {
         let head = appended?;
         self.log.next = head.next;
         self.log.n = head.n;
-        for (kind, task, data, position) in &applied {
+        let mut changes_state = false;
+        for (Draft { kind, task, data }, position) in &applied {
             self.state.apply(Applied { kind, task: task.as_deref(), data, at: &at, position: *position });
-            self.summary_stale |= changes_summary(kind);
+            changes_state |= State::is_changed_by(kind);
+            if **kind == *kind::SCREENSHOT {
+                self.pictures.changed();
+            }
         }
+        self.summary_stale |= changes_state;
+        self.keeping.appended(applied.len() as u64, bytes, changes_state, self.services.kept_behind);
         self.clock.follow(&self.state, Instant::now());
         self.snapshot = None;
         self.services.metrics.events.inc_by(applied.len() as u64);
         Ok(applied.into_iter().map(|(.., position)| position).collect())
     }
 
-    fn encode(&self, draft: &Draft, position: Position, at: &str) -> (Bytes, Value) {
-        let mut data = draft.data.clone();
+    fn encode(&self, draft: &mut Draft, position: Position, at: &str, frames: &mut Frames) {
         // Questions and their ends are made of redacted texts and checked ids; an id is never redacted.
         if !matches!(&*draft.kind, kind::GUARDRAIL_TRIGGER | kind::GUARDRAIL_RESOLVED) {
-            ingest::redact(&mut data, &self.redactor);
+            ingest::redact(&mut draft.data, &self.redactor);
         }
         let id = ids::time_ordered_id();
         let envelope =
             ingest::Envelope { session: self.session.id.as_str(), position, id: &id, at, task: draft.task.as_deref() };
-        (ingest::encode(envelope, &draft.kind, &data), data)
+        frames.encode(envelope, &draft.kind, &draft.data);
     }
 
     /// Appends events of the gateway's own: they must not be lost, so an engine that does not answer is asked again
     /// until it does. Meanwhile this session's mailbox waits, and no other's.
     pub(super) async fn append_surely(&mut self, drafts: Vec<Draft>) -> Result<Vec<Position>, OwnershipLost> {
-        let mut wait = Duration::from_millis(10);
+        let mut patience = Patience::default();
         loop {
             let again = drafts.iter().map(|draft| Draft {
                 kind: Arc::clone(&draft.kind),
@@ -100,13 +139,49 @@ impl Owner {
             });
             match self.append(again.collect(), None).await {
                 Ok(positions) => return Ok(positions),
-                Err(EngineError::Unavailable(_) | EngineError::Full) => {
-                    self.services.metrics.engine_retries.inc();
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(Duration::from_secs(1));
-                }
-                Err(_) => return Err(OwnershipLost),
+                Err(error) => self.wait_for_engine(error, &mut patience).await?,
             }
+        }
+    }
+
+    /// Waits before the engine is asked again. Meanwhile whoever only wants to see the session is served, and events
+    /// are refused; what else is asked waits for its turn.
+    ///
+    /// # Errors
+    /// Waiting does not help: the log is another owner's.
+    pub(super) async fn wait_for_engine(
+        &mut self,
+        error: EngineError,
+        patience: &mut Patience,
+    ) -> Result<(), OwnershipLost> {
+        if !matches!(error, EngineError::Unavailable(_) | EngineError::Full) {
+            return Err(OwnershipLost);
+        }
+        self.services.metrics.engine_retries.inc();
+        let until = Instant::now() + patience.0;
+        patience.0 = (patience.0 * 2).min(Duration::from_secs(1));
+        loop {
+            let room = self.deferred.len() < DEFERRED;
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(until) => return Ok(()),
+                Some(look) = self.looks.recv() => self.show(look).await,
+                Some(request) = self.requests.recv(), if room => self.put_off(request),
+            }
+        }
+    }
+
+    /// What can be said without the engine is said now.
+    fn put_off(&mut self, request: Box<Request>) {
+        match *request {
+            Request::Publish(publish) => self.refuse_for_now(publish),
+            Request::CommandsDone { connection, commands } => self.commands_done(connection, commands),
+            Request::ConnectionLost(connection) => self.connection_lost(connection),
+            Request::Recheck { reply, .. } => {
+                let _ = reply.send(Verdict::LookAgain(Duration::from_secs(1)));
+            }
+            Request::NoticeSettled { key, state } => self.notice_settled(&key, state),
+            later => self.deferred.push_back(Box::new(later)),
         }
     }
 
@@ -119,6 +194,24 @@ impl Owner {
                 Refusal::plain(Code::NumberExpected).with_details(json!({ "expected": n + 1 }))
             }
             _ => Refusal::plain(Code::Unavailable).with_retry_after(1000),
+        }
+    }
+
+    /// Serves whoever only wants to see the session. While a change is being written, that is the session before it.
+    pub(super) async fn show(&mut self, look: Look) {
+        match look {
+            Look::Snapshot(reply) => {
+                let _ = reply.send(self.snapshot());
+            }
+            Look::Task { id, reply } => {
+                let _ = reply.send(self.state.task(&id).cloned());
+            }
+            Look::Guardrail { id, reply } => {
+                let _ = reply.send(self.shown_guardrail(&id));
+            }
+            Look::Why { id, reply } => {
+                let _ = reply.send(Box::pin(self.why(&id)).await);
+            }
         }
     }
 
@@ -140,9 +233,4 @@ impl Owner {
         self.summary_stale = true;
         self.side_stale = true;
     }
-}
-
-/// Whether an event of this type shows in a summary.
-fn changes_summary(kind: &str) -> bool {
-    !matches!(kind, kind::AGENT | kind::ACTION | kind::RESPONSE_UPDATE | kind::SENSITIVE) && !kind.starts_with("x.")
 }

@@ -52,11 +52,17 @@ impl Owner {
 
     /// Queues a task: its secrets are known to the redactor before the runtime hears of them.
     pub(super) async fn new_task(&mut self, mut task: NewTask, actor: &Actor) -> Outcome {
+        // Its prompt is shown and stored, and nobody here could find a secret in it.
+        if self.secrets.are_lost() {
+            let message = "the gateway was restarted; start the task when the session's runtime is back";
+            return Ok(Err(Refusal::new(Code::RuntimeAway, message)));
+        }
         if let Err(refusal) = self.check_task(&task) {
             return Ok(Err(refusal));
         }
         let id = task.task_id.get_or_insert_with(ids::random_id).clone();
-        if let Err(refusal) = self.learn_secrets(task.secrets.clone()) {
+        let learnt = self.learn_secrets(task.secrets.clone()).and_then(|()| self.learn_parameters(&task.parameters));
+        if let Err(refusal) = learnt {
             return Ok(Err(refusal));
         }
         let rules = TaskRules {
@@ -64,12 +70,15 @@ impl Owner {
             terminate_on_completion: task.terminate_on_completion,
         };
         let data = json!({ "taskId": id, "prompt": task.prompt, "by": by(&actor.holder) });
-        // The command first: it can be refused, the event cannot be taken back.
-        if let Err(refusal) = self.session.link.command(RuntimeCommand::NewTask { task }) {
+        // The command first: it can be refused, the event cannot be taken back. Both are stored before the runtime
+        // has it.
+        if let Err(refusal) = self.session.link.hold(RuntimeCommand::NewTask { task }) {
             return Ok(Err(refusal));
         }
-        self.append_surely(vec![Draft::new(kind::TASK_QUEUED, Some(id.clone()), data)]).await?;
         self.tasks.insert(id.clone(), rules);
+        self.keep_surely().await?;
+        self.append_surely(vec![Draft::new(kind::TASK_QUEUED, Some(id.clone()), data)]).await?;
+        self.session.link.release();
         Ok(Ok(result("task", id)))
     }
 

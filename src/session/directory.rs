@@ -21,18 +21,20 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Created, IN_FLIGHT_BYTES, MAILBOX, NewSession, Origin, Session, Shared,
+    Created, IN_FLIGHT_BYTES, LOOKS, Look, MAILBOX, NewSession, Origin, Request, Session, Shared,
     appending::{Draft, LogEnd},
     holding::RuntimeSide,
-    owner::Owner,
+    kept::KeptBehind,
+    owner::{Ended, Owner},
     publishing::invalid,
+    restoring::Restored,
     state::State,
 };
 use crate::{
     board::Boards,
     clock,
     control::{ControlTimes, Holder, HolderKey},
-    engine::Engine,
+    engine::{Engine, Head},
     guardrail::{Actor, GuardrailRules},
     hub::Side,
     ids::{self, Project, SessionId},
@@ -127,6 +129,8 @@ pub struct Services {
     pub images: ImageBounds,
     pub times: SessionTimes,
     pub limits: SessionLimits,
+    /// How far a session's record may be behind its log.
+    pub kept_behind: KeptBehind,
     /// After a start everybody has until here to come back.
     pub start_grace_until: Instant,
     /// Sessions that have ended, in that order: the first to go when room is needed.
@@ -145,6 +149,30 @@ impl Services {
         forget.cancel();
         self.metrics.sessions_evicted.inc();
         self.engine.remove(session).await.is_ok()
+    }
+}
+
+impl Shared {
+    pub(super) fn new(
+        id: SessionId,
+        project: Project,
+        services: &Services,
+        head: watch::Receiver<Head>,
+        side: watch::Receiver<Side>,
+        (requests, looks): (mpsc::Sender<Box<Request>>, mpsc::Sender<Look>),
+    ) -> Self {
+        Self {
+            id,
+            project,
+            images: Images::new(services.images),
+            watch: Watch::new(services.watch),
+            link: Link::new(id),
+            head,
+            side,
+            requests,
+            looks,
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT_BYTES)),
+        }
     }
 }
 
@@ -215,25 +243,17 @@ impl Directory {
         let head = services.engine.head(id).map_err(|error| Owner::refuse_append(&error))?;
         let (side_sender, side) = watch::channel(Side::default());
         let (sender, requests) = mpsc::channel(MAILBOX);
-        let session = Session(Arc::new(Shared {
-            id,
-            project: Arc::clone(&new.project),
-            images: Images::new(services.images),
-            watch: Watch::new(services.watch),
-            link: Link::new(id),
-            head,
-            side,
-            requests: sender,
-            in_flight: Arc::new(Semaphore::new(IN_FLIGHT_BYTES)),
-        }));
-        let log = LogEnd { epoch, next: 0, n: 0, term: 1 };
+        let (look, looks) = mpsc::channel(LOOKS);
+        let project = Arc::clone(&new.project);
+        let session = Session(Arc::new(Shared::new(id, project, services, head, side, (sender, look))));
+        let log = LogEnd::new(epoch);
         let mut asked = new.asked;
         let task = asked.task.take();
         let state = State::new(first_view(id, &asked));
         let owner = Owner::new(
             session.clone(),
             Arc::clone(services),
-            requests,
+            (requests, looks),
             side_sender,
             log,
             state,
@@ -241,34 +261,52 @@ impl Directory {
             RuntimeSide::None,
         );
         // Before it is offered: the runtime's claim may come before this returns.
-        self.inner.sessions.insert(id, session.clone());
+        self.insert(session.clone());
         let begun = owner.begin(origin, task, &new.by).await;
         let (owner, claim, task) = match begun {
             Ok(begun) => begun,
             Err(refusal) => {
-                self.inner.sessions.remove(&id);
+                self.forget(id);
                 let _ = services.engine.remove(id).await;
                 return Err(refusal);
             }
         };
         services.metrics.sessions_created.inc();
-        self.inner.tasks.spawn(self.clone().keep(owner, session.clone()));
+        self.run(owner, None);
         Ok(Created { session, claim, task })
     }
 
+    pub(super) fn insert(&self, session: Session) {
+        self.inner.sessions.insert(session.id, session);
+    }
+
+    pub(super) fn forget(&self, id: SessionId) {
+        self.inner.sessions.remove(&id);
+    }
+
+    /// Starts an owner's task.
+    pub(super) fn run(&self, owner: Owner, restored: Option<Box<Restored>>) {
+        let session = owner.session.clone();
+        self.inner.tasks.spawn(self.clone().keep(Box::new(owner), session, restored));
+    }
+
     /// Runs an owner to its end, then forgets its session.
-    async fn keep(self, owner: Owner, session: Session) {
+    async fn keep(self, mut owner: Box<Owner>, session: Session, restored: Option<Box<Restored>>) {
         let services = &self.inner.services;
-        owner.run(self.inner.shutdown.clone()).await;
+        let ended = owner.run(restored, self.inner.shutdown.clone()).await;
+        drop(owner);
         self.inner.sessions.remove(&session.id);
         services.ended.lock().expect("no holder panics").retain(|(ended, _)| *ended != session.id);
         services.unreached.forget(session.id);
-        if self.inner.shutdown.is_cancelled() {
+        if ended == Ended::Stopped {
             return;
         }
         services.boards.of(&session.project).remove(session.id);
         services.outbox.forget(session.id).await;
-        let _ = services.engine.remove(session.id).await;
+        // What is another owner's by now is not ours to remove.
+        if ended == Ended::Forgotten {
+            let _ = services.engine.remove(session.id).await;
+        }
     }
 }
 
@@ -290,7 +328,12 @@ impl Owner {
             self.check_task(task)?;
         }
         self.learn_secrets(self.asked.secrets.clone())?;
+        let parameters = std::mem::take(&mut self.asked.parameters);
+        self.learn_parameters(&parameters)?;
+        self.asked.parameters = parameters;
         self.redact_names();
+        // The record before the log: what has no record is found by nobody, and would lie about for ever.
+        self.keep().await.map_err(|error| Self::refuse_append(&error))?;
         let runtime = match &origin {
             Some(Begun::Held(seat)) => Some(seat.name.clone()),
             Some(Begun::Offer(_)) => None,
@@ -317,9 +360,10 @@ impl Owner {
         }
         let mut claim = None;
         match origin {
-            Some(Begun::Offer(seat)) => self.offer(seat, HashSet::new()),
+            Some(Begun::Offer(seat)) => self.offer(seat, HashSet::new()).await.map_err(lost)?,
             held => {
                 claim = Some(self.tokens.issue());
+                self.keep_surely().await.map_err(lost)?;
                 if let Some(Begun::Held(seat)) = held {
                     self.session.link.connect(seat.connection, Arc::clone(&seat.outlet), 0);
                     self.runtime = RuntimeSide::Connected(seat);

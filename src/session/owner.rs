@@ -1,6 +1,10 @@
 //! The owner's task: one mailbox, one writer, every deadline of its session.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use onlooker_protocol::{
     event::kind,
@@ -16,11 +20,15 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroize;
 
 use super::{
-    Request, Services, Session, Snapshot,
+    Look, Request, Services, Session, Snapshot,
     appending::{Draft, LogEnd},
-    holding::{ClaimTokens, RuntimeSide, runtime_gone},
+    holding::{ClaimTokens, RuntimeSide, SecretsHeld, runtime_gone},
+    kept::Keeping,
+    last_picture::LastPicture,
     reaching::Reaching,
+    restoring::Restored,
     run_clock::{RunClock, TaskRules},
+    settling::Unsettled,
     state::State,
 };
 use crate::{
@@ -36,7 +44,10 @@ use crate::{
 pub(super) struct Owner {
     pub(super) session: Session,
     pub(super) services: Arc<Services>,
-    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) requests: mpsc::Receiver<Box<Request>>,
+    pub(super) looks: mpsc::Receiver<Look>,
+    /// Requests that came while the engine did not answer, in their order.
+    pub(super) deferred: VecDeque<Box<Request>>,
     pub(super) side: watch::Sender<Side>,
     pub(super) log: LogEnd,
     pub(super) state: State,
@@ -50,6 +61,11 @@ pub(super) struct Owner {
     pub(super) tasks: HashMap<String, TaskRules>,
     pub(super) clock: RunClock,
     pub(super) reaching: Reaching,
+    pub(super) secrets: SecretsHeld,
+    pub(super) keeping: Keeping,
+    pub(super) pictures: LastPicture,
+    /// Since a restart the runtime has not said what it knows.
+    pub(super) unsettled: Option<Unsettled>,
     /// A sensitive window that the gateway opened itself ends here.
     pub(super) sensitive_until: Option<Instant>,
     pub(super) paused_by_control: bool,
@@ -72,7 +88,7 @@ impl Owner {
     pub(super) fn new(
         session: Session,
         services: Arc<Services>,
-        requests: mpsc::Receiver<Request>,
+        (requests, looks): (mpsc::Receiver<Box<Request>>, mpsc::Receiver<Look>),
         side: watch::Sender<Side>,
         log: LogEnd,
         state: State,
@@ -84,6 +100,8 @@ impl Owner {
             session,
             services,
             requests,
+            looks,
+            deferred: VecDeque::new(),
             side,
             log,
             state,
@@ -97,6 +115,10 @@ impl Owner {
             tasks: HashMap::new(),
             clock: RunClock::default(),
             reaching: Reaching::default(),
+            secrets: SecretsHeld::default(),
+            keeping: Keeping::default(),
+            pictures: LastPicture::default(),
+            unsettled: None,
             sensitive_until: None,
             paused_by_control: false,
             idle_since: None,
@@ -115,17 +137,34 @@ impl Owner {
     }
 
     /// Runs until the session's retention is over or the gateway stops.
-    pub(super) async fn run(mut self, shutdown: CancellationToken) {
+    ///
+    /// Idle sessions are as many tasks as large as this future. So whatever is rare has its place on the heap, for as
+    /// long as it takes.
+    pub(super) async fn run(&mut self, restored: Option<Box<Restored>>, shutdown: CancellationToken) -> Ended {
+        if let Some(restored) = restored {
+            let gone_on = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ended::Stopped,
+                gone_on = Box::pin(self.go_on(*restored)) => gone_on,
+            };
+            if gone_on.is_err() {
+                return self.lost();
+            }
+        }
         let timer = tokio::time::sleep_until(Instant::now());
         tokio::pin!(timer);
         loop {
             if self.catch_up().await.is_err() {
-                tracing::error!(session.id = %self.id(), "the session's log is no longer ours; letting go of it");
-                self.services.metrics.owners_fenced.inc();
-                return;
+                return self.lost();
             }
             if self.is_forgotten() {
-                return;
+                return Ended::Forgotten;
+            }
+            if let Some(request) = self.deferred.pop_front() {
+                if self.serve_one(request).await.is_err() {
+                    return self.lost();
+                }
+                continue;
             }
             let deadline = self.next_deadline();
             if timer.deadline() != deadline {
@@ -133,24 +172,58 @@ impl Owner {
             }
             let done = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return,
-                () = self.forget.cancelled() => return,
+                () = shutdown.cancelled() => {
+                    self.leave().await;
+                    return Ended::Stopped;
+                }
+                () = self.forget.cancelled() => return Ended::Forgotten,
+                Some(look) = self.looks.recv() => self.show_and_serve(look).await,
                 request = self.requests.recv() => match request {
-                    Some(request) => self.serve(request).await,
-                    None => return,
+                    Some(request) => self.serve_one(request).await,
+                    None => return Ended::Stopped,
                 },
-                () = runtime_gone(&self.runtime) => self.runtime_left().await,
+                () = runtime_gone(&self.runtime) => Box::pin(self.runtime_left()).await,
                 () = self.session.watch.changed() => {
                     self.side_stale = true;
                     Ok(())
                 }
+                () = self.pictures.written() => Ok(()),
                 () = timer.as_mut() => Ok(()),
             };
             if done.is_err() {
-                tracing::error!(session.id = %self.id(), "the session's log is no longer ours; letting go of it");
-                self.services.metrics.owners_fenced.inc();
-                return;
+                return self.lost();
             }
+        }
+    }
+
+    fn lost(&self) -> Ended {
+        tracing::error!(session.id = %self.id(), "the session's log is no longer ours; letting go of it");
+        self.services.metrics.owners_fenced.inc();
+        Ended::NotOurs
+    }
+
+    /// The gateway stops: the next start has less to read when the record is as new as the log.
+    async fn leave(&mut self) {
+        if self.keeping.due().is_some()
+            && let Err(error) = self.keep().await
+        {
+            tracing::debug!(session.id = %self.id(), %error, "the record stays behind its log");
+        }
+    }
+
+    /// One request after each look: neither a busy runtime nor many who look can keep the other waiting.
+    async fn show_and_serve(&mut self, look: Look) -> Result<(), OwnershipLost> {
+        self.show(look).await;
+        match self.requests.try_recv() {
+            Ok(request) => self.serve_one(request).await,
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn serve_one(&mut self, request: Box<Request>) -> Result<(), OwnershipLost> {
+        match *request {
+            Request::Publish(publish) => self.publish(publish).await,
+            other => Box::pin(self.serve(other)).await,
         }
     }
 
@@ -162,16 +235,14 @@ impl Owner {
             Request::CommandsDone { connection, commands } => self.commands_done(connection, commands),
             Request::NumbersLost { connection, from } => self.numbers_lost(connection, from).await?,
             Request::Announce { connection, secrets, values } => self.announced(connection, secrets, &values),
-            Request::EndByRuntime { connection } => self.ended_by_runtime(connection).await?,
-            Request::HttpContact { claim, done, reply } => {
-                let result = self.http_contact(&claim, done).await?;
+            Request::HttpAnnounce { claim, secrets, values, reply } => {
+                let result = self.http_announced(&claim, secrets, &values).await?;
                 let _ = reply.send(result);
             }
-            Request::Snapshot(reply) => {
-                let _ = reply.send(self.snapshot());
-            }
-            Request::Task { id, reply } => {
-                let _ = reply.send(self.state.task(&id).cloned());
+            Request::EndByRuntime { connection } => self.ended_by_runtime(connection).await?,
+            Request::HttpContact { claim, done, reply } => {
+                let result = self.http_contact(&claim, Some(done)).await?;
+                let _ = reply.send(result);
             }
             Request::Command { command, actor, reply } => {
                 let result = self.command(command, &actor).await?;
@@ -182,16 +253,12 @@ impl Owner {
                 let _ = reply.send(result);
             }
             Request::Claim { guardrail, revision, duration_ms, actor, reply } => {
-                let _ = reply.send(self.claim_guardrail(&guardrail, revision, duration_ms, &actor));
+                let result = self.claim_guardrail(&guardrail, revision, duration_ms, &actor).await?;
+                let _ = reply.send(result);
             }
             Request::Release { guardrail, revision, actor, reply } => {
-                let _ = reply.send(self.release_guardrail(&guardrail, revision, &actor));
-            }
-            Request::Guardrail { id, reply } => {
-                let _ = reply.send(self.shown_guardrail(&id));
-            }
-            Request::Why { id, reply } => {
-                let _ = reply.send(self.why(&id).await);
+                let result = self.release_guardrail(&guardrail, revision, &actor).await?;
+                let _ = reply.send(result);
             }
             Request::ConnectionLost(connection) => self.connection_lost(connection),
             Request::Recheck { key, reply } => {
@@ -212,27 +279,33 @@ impl Owner {
         self.reach_out(now).await;
         self.tell_side(Instant::now());
         self.tell_summary();
-        Ok(())
+        self.keep_picture(now);
+        self.keep_when_due(now).await
     }
 
     async fn expire(&mut self, now: Instant) -> Result<(), OwnershipLost> {
-        self.side_stale |= self.book.expire_claims(now);
+        if self.book.expire_claims(now) {
+            self.touch();
+        }
         if self.wheel.expire(now).is_some() {
-            self.control_ended("expired").await?;
+            Box::pin(self.control_ended("expired")).await?;
         }
         if self.sensitive_until.is_some_and(|until| now >= until) {
             self.sensitive_until = None;
             let data = json!({ "on": false, "by": "gateway" });
-            self.append_surely(vec![Draft::new(kind::SENSITIVE, None, data)]).await?;
+            Box::pin(self.append_surely(vec![Draft::new(kind::SENSITIVE, None, data)])).await?;
         }
         self.expire_guardrails(now).await?;
         self.expire_runtime(now).await?;
+        if self.secrets.is_overdue(now) {
+            Box::pin(self.end(EndReason::SecretsLost)).await?;
+        }
         self.expire_task(now).await?;
         self.follow_idleness(now);
         if let Some(since) = self.idle_since
             && now >= since + self.services.times.inactivity
         {
-            self.end(EndReason::Expired).await?;
+            Box::pin(self.end(EndReason::Expired)).await?;
         }
         Ok(())
     }
@@ -243,6 +316,10 @@ impl Owner {
         if self.clock.reaches(limit + self.services.times.task_slack).is_none_or(|at| now < at) {
             return Ok(());
         }
+        Box::pin(self.task_timed_out(task, limit)).await
+    }
+
+    async fn task_timed_out(&mut self, task: String, limit: Duration) -> Result<(), OwnershipLost> {
         let milliseconds = limit.as_millis();
         let error = format!("Task exceeded maximum duration of {milliseconds}ms");
         let _ = self.session.link.command(RuntimeCommand::Stop { task: Some(task.clone()) });
@@ -278,6 +355,7 @@ impl Owner {
     fn next_deadline(&self) -> Instant {
         let runtime = match &self.runtime {
             RuntimeSide::Offered { until, .. } | RuntimeSide::Away { until } => Some(*until),
+            RuntimeSide::Unclaimed { next, .. } => Some(*next),
             RuntimeSide::Http { last_contact } => Some(*last_contact + self.services.times.http_away),
             RuntimeSide::Connected(_) | RuntimeSide::None => None,
         };
@@ -293,6 +371,9 @@ impl Owner {
             self.reaching.next_look(),
             self.next_lapse,
             self.side_due(),
+            self.secrets.announce_by(),
+            self.keeping.due(),
+            self.pictures.due(),
         ];
         times.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
     }
@@ -322,18 +403,26 @@ impl Owner {
         let _ = self.session.link.command(RuntimeCommand::Terminate);
         self.runtime = RuntimeSide::None;
         self.ended_at = Some(Instant::now());
-        let ended = (self.id(), self.forget.clone());
-        self.services.ended.lock().expect("no holder panics").push_back(ended);
+        self.list_as_ended();
         self.forget_secrets();
+        self.keeping.changed();
         self.services.metrics.sessions_ended.inc();
         tracing::info!(session.id = %self.id(), ?reason, "session ended");
         Ok(())
+    }
+
+    /// From now on it may have to make room for others.
+    pub(super) fn list_as_ended(&self) {
+        let ended = (self.id(), self.forget.clone());
+        self.services.ended.lock().expect("no holder panics").push_back(ended);
     }
 
     /// The copies that we own are overwritten.
     fn forget_secrets(&mut self) {
         self.redactor.clear();
         self.fillers = Fillers::default();
+        self.secrets = SecretsHeld::default();
+        self.unsettled = None;
         self.sensitive_until = None;
         self.session.images.forget_private();
         let task_secrets = self.asked.task.iter_mut().flat_map(|task| task.secrets.iter_mut());
@@ -349,7 +438,7 @@ impl Owner {
         Resolution { outcome, at: clock::now_text(), by: None, via: via.to_owned(), fields: Vec::new(), choice: None }
     }
 
-    fn connection_lost(&mut self, connection: ConnectionId) {
+    pub(super) fn connection_lost(&mut self, connection: ConnectionId) {
         let now = Instant::now();
         self.wheel.connection_lost(connection, now, self.services.times.control);
         self.book.connection_lost(connection, now);
@@ -359,3 +448,14 @@ impl Owner {
 /// The log is another owner's, or gone: this owner ends.
 #[derive(Debug)]
 pub(super) struct OwnershipLost;
+
+/// Why an owner ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The session's retention is over, or its room is needed.
+    Forgotten,
+    /// The log is another owner's.
+    NotOurs,
+    /// The gateway stops.
+    Stopped,
+}

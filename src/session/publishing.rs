@@ -8,12 +8,12 @@ use onlooker_protocol::{
     subscriber::SecretEntry,
     view::EndReason,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::{
     Publish, Publisher,
-    appending::Draft,
+    appending::{Draft, Patience},
     owner::{Owner, OwnershipLost},
 };
 use crate::{
@@ -74,6 +74,26 @@ impl Owner {
         Ok(())
     }
 
+    /// While the engine does not answer: nothing of it is taken, and it is to be sent again.
+    pub(super) fn refuse_for_now(&mut self, publish: Publish) {
+        let unavailable = Self::refuse_append(&EngineError::Unavailable(None));
+        match publish.publisher {
+            Publisher::Connection(connection) => match self.hold(connection) {
+                Ok(()) => {
+                    self.services.metrics.refused(unavailable.code);
+                    self.session.link.refused(self.log.n, unavailable);
+                }
+                Err(refusal) => self.refuse_stranger(connection, refusal),
+            },
+            Publisher::Http { claim } => {
+                let known = self.tokens.fits(&claim);
+                let refusal =
+                    if known { with_number(unavailable, self.log.n) } else { Refusal::plain(Code::WrongClaim) };
+                let _ = publish.reply.map(|reply| reply.send(Err(refusal)));
+            }
+        }
+    }
+
     /// The link speaks to whoever holds the session; another connection is told over its own outlet.
     fn refuse_stranger(&self, connection: ConnectionId, refusal: Refusal) {
         self.services.metrics.refused(refusal.code);
@@ -95,17 +115,24 @@ impl Owner {
     /// Whether the publisher holds the session.
     async fn admit(&mut self, publisher: &Publisher) -> Result<Result<(), Refusal>, OwnershipLost> {
         if let Publisher::Http { claim } = publisher {
-            return self.http_contact(claim, 0).await;
+            let admitted = Box::pin(self.http_contact(claim, None)).await?;
+            return Ok(admitted.and_then(|()| self.check_secrets()));
         }
         if self.state.is_ended() {
             return Ok(Err(Refusal::plain(Code::SessionEnded)));
         }
         let Publisher::Connection(connection) = publisher else { unreachable!("HTTP is served above") };
-        Ok(self.hold(*connection))
+        Ok(self.hold(*connection).and_then(|()| self.check_secrets()))
+    }
+
+    /// Nothing is taken that the redactor could not look through.
+    fn check_secrets(&self) -> Result<(), Refusal> {
+        if self.secrets.are_lost() { Err(Refusal::plain(Code::SecretsExpected)) } else { Ok(()) }
     }
 
     async fn take_events(&mut self, events: Vec<Published>) -> Result<(), Stop> {
         let mut plain = Plain::default();
+        plain.drafts.reserve(events.len());
         for event in events {
             let last = self.log.n + plain.drafts.len() as u64;
             if event.n <= last {
@@ -121,7 +148,7 @@ impl Owner {
                 plain.drafts.push(draft);
             } else {
                 self.append_plain(&mut plain).await?;
-                self.take_stateful(event).await?;
+                Box::pin(self.take_stateful(event)).await?;
             }
         }
         self.append_plain(&mut plain).await
@@ -255,6 +282,7 @@ impl Owner {
     /// A task has ended with a result: somebody is to see it, and it may end its session.
     pub(super) async fn task_ended(&mut self, task: &str, position: Position) -> Result<(), OwnershipLost> {
         self.result_due(task, position.offset, Instant::now());
+        self.keeping.changed();
         let rules = self.tasks.remove(task).unwrap_or_default();
         if rules.terminate_on_completion {
             self.end(EndReason::TerminateOnCompletion).await?;
@@ -269,30 +297,20 @@ impl Owner {
         }
         self.services.metrics.epochs_broken.inc();
         tracing::warn!(session.id = %self.id(), n = from, expected = self.log.n + 1, "the runtime lost events");
+        // Whoever asks while the engine does not answer sees what was before.
+        self.snapshot();
         let before = self.log.epoch;
         self.log.epoch = ids::random_epoch();
         let numbers = Numbers { from: self.log.n, to: from - 1 };
         let data = json!({ "reason": "n_lost", "from": from, "before": before.to_string() });
         let draft = || vec![Draft::new(kind::EPOCH_CHANGED, None, data.clone())];
+        let mut patience = Patience::default();
         while let Err(error) = self.append(draft(), Some(numbers)).await {
-            if !matches!(error, EngineError::Unavailable(_) | EngineError::Full) {
-                return Err(OwnershipLost);
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            self.wait_for_engine(error, &mut patience).await?;
         }
         let position = Position { epoch: self.log.epoch, offset: self.log.next - 1 };
         self.session.link.accepted(self.log.n, position);
         Ok(())
-    }
-
-    pub(super) fn announced(&mut self, connection: ConnectionId, secrets: Vec<SecretEntry>, values: &[String]) {
-        if self.hold(connection).is_err() {
-            return;
-        }
-        let known = values.iter().try_for_each(|value| self.redactor.register(value, Nature::Credential));
-        if known.is_err() || self.learn_secrets(secrets).is_err() {
-            tracing::warn!(session.id = %self.id(), "the runtime announced secrets that do not fit");
-        }
     }
 
     /// The redactor knows them before anything else does.
@@ -304,7 +322,23 @@ impl Owner {
             let registered = self.redactor.register(value, Nature::Credential);
             registered.map_err(|error| Refusal::new(Code::TooLarge, error.to_string()))?;
         }
+        if !secrets.is_empty() {
+            self.secrets.given();
+        }
         self.fillers.add(secrets).map_err(invalid)
+    }
+
+    /// What among the parameters for a runtime is secret.
+    ///
+    /// # Errors
+    /// As [`Self::learn_secrets`].
+    pub(super) fn learn_parameters(&mut self, parameters: &Map<String, Value>) -> Result<(), Refusal> {
+        for value in crate::secrets::in_parameters(parameters) {
+            let registered = self.redactor.register(&value, Nature::Credential);
+            registered.map_err(|error| Refusal::new(Code::TooLarge, error.to_string()))?;
+            self.secrets.given();
+        }
+        Ok(())
     }
 
     /// The session's own names and labels are shown to everybody: no secret stands in them.

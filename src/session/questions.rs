@@ -16,17 +16,18 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{
-    appending::Draft,
+    appending::{Draft, Patience},
     owner::{Owner, OwnershipLost},
     publishing::{StatefulStop, invalid},
 };
 use crate::{
     clock,
+    control::HolderKey,
     engine::{EngineError, Numbers, RecordKey, RecordKind},
     guardrail::{Actor, Answering, Raised, Raising, Trigger},
     ids,
     ingest::Published,
-    redact::Nature,
+    redact::{Nature, Redactor},
     secrets::{Ask, Filling},
 };
 
@@ -128,8 +129,8 @@ impl Owner {
         };
         let mut drafts = vec![Draft::new(kind::GUARDRAIL_RESOLVED, task, resolved_data(&view, &resolution))];
         drafts.extend(self.open_sensitive_window());
-        self.append(drafts, Some(numbers)).await?;
         let id = trigger.guardrail_id.clone();
+        let number = self.session.link.next_number();
         let guardrail = self.book.opened(view, trigger, filling.values, Instant::now());
         let answer = Answer {
             revision,
@@ -139,8 +140,14 @@ impl Owner {
             choice: None,
             values: Default::default(),
         };
-        guardrail.accept(answer, resolution);
+        guardrail.accept(answer, resolution, |_| false);
+        guardrail.command = Some(number);
+        // The record first: only it knows the question, should this process end in between.
         self.store_surely(&id).await?;
+        if let Err(error) = self.append(drafts, Some(numbers)).await {
+            self.book.not_raised(&id);
+            return Err(error.into());
+        }
         self.tell_runtime(&id);
         self.touch();
         Ok(())
@@ -154,7 +161,7 @@ impl Owner {
     }
 
     /// Gives the runtime the outcome, if there is one. It applies each once by id and revision.
-    fn tell_runtime(&mut self, id: &str) {
+    pub(super) fn tell_runtime(&mut self, id: &str) {
         let Some(outcome) = self.book.get(id).and_then(|guardrail| guardrail.outcome()).cloned() else { return };
         if self.session.link.command(RuntimeCommand::Guardrail(outcome)).is_err() {
             // It is asked for again when the runtime repeats its trigger, which it does after a reconnect.
@@ -176,6 +183,7 @@ impl Owner {
         let id = guardrail_id(&event)?;
         let revision = event.data["revision"].as_u64();
         let task = self.task_of_guardrail(&event);
+        self.values_given(&id).await?;
         let data = json!({ "guardrailId": id, "revision": revision });
         self.append(vec![Draft::new(kind::GUARDRAIL_TAKEN, task, data)], Some(numbers)).await?;
         if let Some(guardrail) = self.book.get_mut(&id)
@@ -185,6 +193,16 @@ impl Owner {
             self.session.link.forget_values(&id);
             self.store_surely(&id).await?;
             self.touch();
+        }
+        Ok(())
+    }
+
+    /// The runtime has secret values from here, or may have: after a restart only it knows them, so that they were given
+    /// is stored before anything else is said of the question.
+    async fn values_given(&mut self, id: &str) -> Result<(), OwnershipLost> {
+        if !self.secrets.has_any() && self.book.get(id).is_some_and(|guardrail| guardrail.hands_over_secrets()) {
+            self.secrets.given();
+            self.keep_surely().await?;
         }
         Ok(())
     }
@@ -212,9 +230,14 @@ impl Owner {
             return Ok(Err(refusal));
         }
         let task = self.book.get(id).and_then(|guardrail| guardrail.view.task.clone());
-        let secret = self.hands_over_secrets(id, &answer);
+        let number = self.session.link.next_number();
+        // Whoever asks while the engine does not answer sees what was before.
+        self.snapshot();
+        let redactor = &self.redactor;
         let guardrail = self.book.get_mut(id).expect("just seen");
-        guardrail.accept(answer, resolution.clone());
+        guardrail.accept(answer, resolution.clone(), |value| is_plain(redactor, value));
+        guardrail.command = Some(number);
+        let secret = guardrail.hands_over_secrets();
         let data = resolved_data(&guardrail.view, &resolution);
         self.store_surely(id).await?;
         let mut drafts = vec![Draft::new(kind::GUARDRAIL_RESOLVED, task, data)];
@@ -243,15 +266,6 @@ impl Owner {
         Ok(())
     }
 
-    fn hands_over_secrets(&self, id: &str, answer: &Answer) -> bool {
-        let Some(guardrail) = self.book.get(id) else { return false };
-        if answer.action == AnswerAction::Decline {
-            return false;
-        }
-        let secret = |field: &String| guardrail.view.fields.iter().any(|asked| asked.id == *field && asked.secret);
-        guardrail.is_prefilled() || answer.values.keys().any(secret)
-    }
-
     /// No picture of what is being typed. The runtime closes the window, or time does.
     fn open_sensitive_window(&mut self) -> Option<Draft> {
         let until = Some(Instant::now() + self.services.times.sensitive);
@@ -264,42 +278,65 @@ impl Owner {
         Some(Draft::new(kind::SENSITIVE, None, json!({ "on": true, "by": "gateway" })))
     }
 
-    pub(super) fn claim_guardrail(
+    pub(super) async fn claim_guardrail(
         &mut self,
         id: &str,
         revision: u32,
         duration_ms: Option<u64>,
         actor: &Actor,
-    ) -> Result<ClaimView, Refusal> {
+    ) -> Result<Result<ClaimView, Refusal>, OwnershipLost> {
         let rules = self.book.rules().clone();
-        let guardrail = self.book.get_mut(id).ok_or_else(unknown_guardrail)?;
+        let Some(guardrail) = self.book.get_mut(id) else { return Ok(Err(unknown_guardrail())) };
         let times = (Instant::now(), OffsetDateTime::now_utc());
         let duration = duration_ms.map(Duration::from_millis);
-        let view = guardrail.claim(revision, &actor.holder, times, duration, &rules)?;
-        self.touch();
-        Ok(view)
+        let claimed = guardrail.claim(revision, &actor.holder, times, duration, &rules);
+        self.claim_changed(id, claimed, actor).await
     }
 
-    pub(super) fn release_guardrail(&mut self, id: &str, revision: u32, actor: &Actor) -> Result<(), Refusal> {
-        let guardrail = self.book.get_mut(id).ok_or_else(unknown_guardrail)?;
-        guardrail.release(revision, &actor.holder)?;
-        self.touch();
-        Ok(())
+    pub(super) async fn release_guardrail(
+        &mut self,
+        id: &str,
+        revision: u32,
+        actor: &Actor,
+    ) -> Result<Result<(), Refusal>, OwnershipLost> {
+        let Some(guardrail) = self.book.get_mut(id) else { return Ok(Err(unknown_guardrail())) };
+        let released = guardrail.release(revision, &actor.holder);
+        self.claim_changed(id, released, actor).await
     }
 
-    pub(super) fn shown_guardrail(&self, id: &str) -> Result<GuardrailView, Refusal> {
-        self.book.get(id).map(|guardrail| guardrail.shown()).ok_or_else(unknown_guardrail)
+    /// Claims of credentials are stored; those of connections end with them.
+    async fn claim_changed<T>(
+        &mut self,
+        id: &str,
+        changed: Result<T, Refusal>,
+        actor: &Actor,
+    ) -> Result<Result<T, Refusal>, OwnershipLost> {
+        if changed.is_ok() {
+            if matches!(actor.holder.by, HolderKey::Credential(_)) {
+                self.store_surely(id).await?;
+            }
+            self.touch();
+        }
+        Ok(changed)
+    }
+
+    pub(super) fn shown_guardrail(&mut self, id: &str) -> Result<GuardrailView, Refusal> {
+        let snapshot = self.snapshot();
+        let unfinished = snapshot.state.guardrails.iter().find(|guardrail| guardrail.guardrail_id == id);
+        let shown = unfinished.cloned().or_else(|| self.book.get(id).map(|guardrail| guardrail.shown()));
+        shown.ok_or_else(unknown_guardrail)
     }
 
     pub(super) async fn why(&mut self, id: &str) -> Result<GuardrailWhy, Refusal> {
-        let guardrail = self.book.get(id).ok_or_else(unknown_guardrail)?;
+        let view = self.shown_guardrail(id)?;
         let notices = self.services.outbox.notices(self.session.id, id).await;
         let notices = notices.map_err(|error| Self::refuse_append(&error))?;
+        let guardrail = self.book.get(id).ok_or_else(unknown_guardrail)?;
         Ok(GuardrailWhy {
             session: self.session.id.to_string(),
             guardrail_id: id.to_owned(),
-            revision: guardrail.view.revision,
-            state: guardrail.view.state,
+            revision: view.revision,
+            state: view.state,
             unreached: self.services.unreached.contains(self.session.id, id),
             decisions: guardrail.decisions.iter().cloned().collect(),
             notices,
@@ -316,7 +353,7 @@ impl Owner {
             .map(|guardrail| guardrail.view.guardrail_id.clone())
             .collect();
         for id in due {
-            self.close_unanswered(&id, GuardrailState::Expired, Outcome::TimedOut, "deadline").await?;
+            Box::pin(self.close_unanswered(&id, GuardrailState::Expired, Outcome::TimedOut, "deadline")).await?;
         }
         Ok(())
     }
@@ -336,7 +373,7 @@ impl Owner {
         Ok(())
     }
 
-    async fn close_unanswered(
+    pub(super) async fn close_unanswered(
         &mut self,
         id: &str,
         state: GuardrailState,
@@ -344,13 +381,20 @@ impl Owner {
         via: &str,
     ) -> Result<(), OwnershipLost> {
         let resolution = Self::unanswered(outcome, via);
+        // A superseded or lost question needs no word: the next one takes its place.
+        let tells = !matches!(outcome, Outcome::Superseded | Outcome::Lost);
+        if outcome != Outcome::Lost {
+            self.values_given(id).await?;
+        }
+        self.snapshot();
+        let number = self.session.link.next_number();
         let Some(guardrail) = self.book.get_mut(id) else { return Ok(()) };
         let told: GuardrailOutcome = guardrail.end(state, resolution.clone());
+        guardrail.command = tells.then_some(number);
         let (task, data) = (guardrail.view.task.clone(), resolved_data(&guardrail.view, &resolution));
         self.store_surely(id).await?;
         self.append_surely(vec![Draft::new(kind::GUARDRAIL_RESOLVED, task, data)]).await?;
-        // A superseded question needs no word: the runtime itself asked the next one.
-        if outcome != Outcome::Superseded {
+        if tells {
             let _ = self.session.link.command(RuntimeCommand::Guardrail(told));
         }
         self.notices_closed(id).await;
@@ -362,7 +406,8 @@ impl Owner {
     pub(super) async fn store(&mut self, id: &str) -> Result<(), EngineError> {
         let Some(guardrail) = self.book.get(id) else { return Ok(()) };
         let key = RecordKey { kind: RecordKind::Guardrail, session: self.session.id, name: id.to_owned() };
-        let value = serde_json::to_vec(&guardrail.stored()).expect("a record is plain data").into();
+        let stored = guardrail.stored(|text| is_plain(&self.redactor, text));
+        let value = serde_json::to_vec(&stored).expect("a record is plain data").into();
         let version = self.services.engine.put(key, guardrail.version, value).await?;
         self.book.get_mut(id).expect("just seen").version = Some(version);
         Ok(())
@@ -370,23 +415,18 @@ impl Owner {
 
     /// As [`Self::store`], until the engine answers. A conflict means that another owner has the session.
     pub(super) async fn store_surely(&mut self, id: &str) -> Result<(), OwnershipLost> {
-        let mut wait = Duration::from_millis(10);
+        let mut patience = Patience::default();
         loop {
             match self.store(id).await {
                 Ok(()) => return Ok(()),
-                Err(EngineError::Unavailable(_) | EngineError::Full) => {
-                    self.services.metrics.engine_retries.inc();
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(Duration::from_secs(1));
-                }
-                Err(_) => return Err(OwnershipLost),
+                Err(error) => self.wait_for_engine(error, &mut patience).await?,
             }
         }
     }
 }
 
 /// The data of `guardrail_trigger` as the log has it: what the runtime said, normalised and redacted.
-fn trigger_data(view: &GuardrailView) -> Value {
+pub(super) fn trigger_data(view: &GuardrailView) -> Value {
     let mut data = Map::new();
     let mut put = |name: &str, value: Value| {
         if !value.is_null() && value != json!([]) {
@@ -420,6 +460,11 @@ pub(super) fn resolved_data(view: &GuardrailView, resolution: &Resolution) -> Va
 fn guardrail_id(event: &Published) -> Result<String, Refusal> {
     let id = event.data["guardrailId"].as_str().filter(|id| ids::is_outside_id(id));
     id.map(str::to_owned).ok_or_else(|| invalid(format!("{} names its guardrail in `data.guardrailId`", event.kind)))
+}
+
+/// Whether there is no secret in a text.
+fn is_plain(redactor: &Redactor, text: &str) -> bool {
+    redactor.redact_str(text) == text
 }
 
 fn unknown_guardrail() -> Refusal {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use onlooker_protocol::view::{GuardrailState, GuardrailView, ReachOutMode, Resolution, TaskStatus, WhyView};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
@@ -40,9 +41,44 @@ struct ResultDue {
     at: Instant,
 }
 
+/// A result that somebody was still to see.
+#[derive(Serialize, Deserialize)]
+pub(super) struct StoredResult {
+    task: String,
+    offset: u64,
+}
+
 impl Reaching {
     pub(super) fn next_look(&self) -> Option<Instant> {
         self.next_look
+    }
+
+    pub(super) fn stored_results(&self) -> Vec<StoredResult> {
+        let stored = |due: &ResultDue| StoredResult { task: due.task.clone(), offset: due.offset };
+        self.results.iter().map(stored).collect()
+    }
+
+    /// Their time is now: who could have seen them before is gone.
+    pub(super) fn restore_results(&mut self, stored: &[StoredResult]) {
+        let at = Instant::now();
+        let due = |result: &StoredResult| ResultDue { task: result.task.clone(), offset: result.offset, at };
+        self.results = stored.iter().map(due).collect();
+    }
+
+    /// What the outbox has. A notice that was dropped before anybody had it may be asked for again.
+    pub(super) fn restore_notices(&mut self, states: Vec<(NoticeSubject, NoticeState)>) {
+        for (subject, state) in states {
+            let progress = match state {
+                NoticeState::Confirmed => Progress::Confirmed,
+                NoticeState::GivenUp => Progress::GivenUp,
+                NoticeState::Dropped => continue,
+                _ => Progress::Queued,
+            };
+            if let (Progress::Confirmed, NoticeSubject::Result { task }) = (progress, &subject) {
+                self.results.retain(|result| result.task != *task);
+            }
+            self.notices.insert(subject, progress);
+        }
     }
 
     fn look_at(&mut self, at: Option<Instant>) {
@@ -64,9 +100,9 @@ impl Owner {
         let interest = offsets.chain(self.reaching.results.iter().map(|result| result.offset)).min();
         self.session.watch.set_interest(interest);
         for (id, revision) in open {
-            self.reach_out_for_guardrail(&id, revision, &presence, now).await;
+            Box::pin(self.reach_out_for_guardrail(&id, revision, &presence, now)).await;
         }
-        self.reach_out_for_results(&presence, now).await;
+        Box::pin(self.reach_out_for_results(&presence, now)).await;
     }
 
     async fn reach_out_for_guardrail(&mut self, id: &str, revision: u32, presence: &Presence, now: Instant) {
@@ -195,7 +231,10 @@ impl Owner {
                 Action::Send => self.notify_of_result(&task, &subject, decision.why, now).await,
                 Action::LookAgain(at) => self.reaching.look_at(at),
                 Action::Nothing if decision.why == Why::AlreadyNotified => {}
-                Action::Nothing => self.reaching.results.retain(|result| result.task != task),
+                Action::Nothing => {
+                    self.reaching.results.retain(|result| result.task != task);
+                    self.keeping.changed_for_people();
+                }
             }
         }
     }
@@ -305,8 +344,8 @@ impl Owner {
     }
 
     fn resolved_body(&self, view: &GuardrailView, resolution: &Resolution) -> Map<String, Value> {
-        let superseded = view.state == GuardrailState::Superseded;
-        let kind = if superseded { "guardrail.updated" } else { "guardrail.resolved" };
+        let put_again = matches!(view.state, GuardrailState::Superseded | GuardrailState::Lost);
+        let kind = if put_again { "guardrail.updated" } else { "guardrail.resolved" };
         let mut body = self.body(kind, view.task.as_deref());
         let mut guardrail = super::questions::resolved_data(view, resolution);
         guardrail["state"] = json!(view.state);

@@ -23,6 +23,17 @@ pub(super) struct RunClock {
 }
 
 impl RunClock {
+    /// What a stored task had run before this process.
+    pub(super) fn resumed(task: Option<String>, before: Duration) -> Self {
+        Self { task, before, since: None }
+    }
+
+    /// The task and how long it has run.
+    pub(super) fn ran(&self, now: Instant) -> (Option<&str>, Duration) {
+        let running = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        (self.task.as_deref(), self.before + running)
+    }
+
     pub(super) fn follow(&mut self, state: &State, now: Instant) {
         let current = state.current();
         if self.task.as_deref() != current.map(|task| task.task.as_str()) {

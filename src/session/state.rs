@@ -9,12 +9,13 @@ use onlooker_protocol::{
     event::kind,
     view::{ControlView, EndReason, PictureView, RuntimeView, SessionStatus, SessionView, TaskStatus, TaskView},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Finished tasks whose results can still be asked for.
 const FINISHED: usize = 32;
 
+#[derive(Clone, Serialize, Deserialize)]
 pub struct State {
     view: SessionView,
     finished: VecDeque<TaskView>,
@@ -52,6 +53,28 @@ impl State {
     pub fn rename(&mut self, external_id: Option<String>, labels: serde_json::Map<String, Value>) {
         self.view.external_id = external_id;
         self.view.labels = labels;
+    }
+
+    /// The last picture is this one: a newer one did not outlive the gateway's process.
+    pub fn set_picture(&mut self, id: String, media: String, size: u64) {
+        if let Some(picture) = self.view.picture.as_mut().filter(|picture| picture.id != id) {
+            *picture = PictureView { id, media, size, at: picture.at.clone() };
+        }
+    }
+
+    /// No picture outlived the gateway's process.
+    pub fn forget_picture(&mut self) {
+        self.view.picture = None;
+    }
+
+    /// Tasks that somebody stopped and that are still known.
+    pub fn stopped(&self) -> impl Iterator<Item = &TaskView> {
+        self.finished.iter().filter(|task| task.status == TaskStatus::Stopped)
+    }
+
+    /// Open guardrails as the log has them.
+    pub fn holding(&self) -> impl Iterator<Item = &str> {
+        self.holding.keys().map(String::as_str)
     }
 
     /// The view without guardrails.
@@ -102,6 +125,11 @@ impl State {
     /// The last word on what the tasks come to, for summaries.
     pub fn task_status(&self) -> Option<TaskStatus> {
         self.current.as_ref().or(self.queued.front()).or(self.finished.back()).map(|task| task.status)
+    }
+
+    /// Whether events of this type are more than something to look at.
+    pub fn is_changed_by(kind: &str) -> bool {
+        !matches!(kind, kind::AGENT | kind::ACTION | kind::RESPONSE_UPDATE) && !kind.starts_with("x.")
     }
 
     pub fn apply(&mut self, event: Applied<'_>) {

@@ -31,21 +31,25 @@ fn output(arguments: &[&str]) -> (Option<i32>, String, String) {
     (status.code(), text(stdout), text(stderr))
 }
 
-/// A gateway in a process of its own, killed when the test is over.
+/// A gateway in a process of its own, killed when the test is over. Without a word about data it keeps them in a
+/// directory that goes with it.
 struct Serving {
     child: Child,
     stdout: BufReader<ChildStdout>,
     address: SocketAddr,
+    folder: tempfile::TempDir,
 }
 
 impl Serving {
     fn start(arguments: &[&str]) -> Self {
-        let mut child = onlooker(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat()).spawn().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let mut serve = onlooker(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat());
+        let mut child = serve.current_dir(folder.path()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
         let address = line.strip_prefix("listening on http://").expect(&line).trim_end().parse().expect(&line);
-        Self { child, stdout, address }
+        Self { child, stdout, address, folder }
     }
 
     fn signal(&self, signal: Signal) {
@@ -158,6 +162,59 @@ fn a_key_from_the_command_opens_what_its_entry_is_put_into() {
     let (status, _, stderr) = output(&["start", "--prompt", "x", "--gateway", &gateway.url(), "--token", &token]);
     assert_eq!(status, Some(77), "reading is not starting: {stderr}");
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn what_a_killed_gateway_kept_is_there_to_be_inspected_and_exported() {
+    let recording = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/recording");
+    let mut gateway = Serving::start(&[]);
+    let data = gateway.folder.path().join("onlooker-data");
+    let dir = data.to_str().unwrap();
+    let replay = ["replay", recording, "--gateway", &gateway.url(), "--speed", "50"].map(str::to_owned);
+    let mut runtime = onlooker(&replay.each_ref().map(String::as_str)).spawn().unwrap();
+    let begun = Instant::now();
+    let session = loop {
+        let (status, stdout, _) = output(&["start", "--prompt", "Buy a lamp", "--gateway", &gateway.url()]);
+        if status == Some(0) {
+            break stdout.trim().to_owned();
+        }
+        assert!(begun.elapsed() < READY_WITHIN, "no runtime came");
+    };
+    while !output(&["guardrails", "--gateway", &gateway.url()]).1.contains("[login]") {
+        assert!(begun.elapsed() < READY_WITHIN, "it never asks");
+    }
+    let (status, _, stderr) = output(&["inspect", dir]);
+    assert_eq!(status, Some(1), "{stderr}");
+    assert!(stderr.contains(dir) && stderr.contains("in use by another process"), "{stderr}");
+    let (status, _, stderr) = output(&["serve", "--listen", "127.0.0.1:0", "--data-dir", dir]);
+    assert_eq!(status, Some(1), "{stderr}");
+    assert!(stderr.contains("in use by another process"), "{stderr}");
+
+    gateway.signal(Signal::KILL);
+    gateway.wait(Duration::from_secs(5));
+    runtime.kill().unwrap();
+    runtime.wait().unwrap();
+    let (status, stdout, stderr) = output(&["inspect", dir]);
+    assert_eq!(status, Some(0), "{stderr}");
+    assert!(stdout.contains(&session) && stdout.contains("active") && stdout.contains("1 open guardrails"), "{stdout}");
+    let (status, json, _) = output(&["inspect", dir, "--json"]);
+    let found: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((status, &found["sessions"][0]["session"]), (Some(0), &session.as_str().into()));
+    assert_eq!(found["guardrails"][0]["kind"], "login");
+
+    let into = gateway.folder.path().join("exported");
+    let export = ["export", &session, "--data-dir", dir, "--into", into.to_str().unwrap()];
+    let (status, stdout, stderr) = output(&export);
+    assert_eq!(status, Some(0), "{stderr}");
+    assert!(stdout.contains("screenshots without a picture") && stderr.contains("had not ended"), "{stdout}{stderr}");
+    let lines = std::fs::read_to_string(into.join("recording.jsonl")).unwrap();
+    assert!(lines.contains("guardrail_trigger") && lines.trim_end().ends_with('}'), "{lines}");
+    let (status, _, stderr) = output(&["export", "nosuch", "--data-dir", dir]);
+    assert_eq!(status, Some(1));
+    assert!(stderr.contains("has no session nosuch"), "{stderr}");
+    let (status, _, stderr) = output(&["inspect", gateway.folder.path().to_str().unwrap()]);
+    assert_eq!(status, Some(1));
+    assert!(stderr.contains("holds no onlooker data"), "{stderr}");
 }
 
 #[test]

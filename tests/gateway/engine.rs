@@ -11,30 +11,112 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use onlooker::{
+    config::Durability,
     engine::{
-        Batch, Engine, EngineError, Head, Numbers, ReadLimit, Record, RecordKey, RecordKind, Version,
+        Batch, Before, Bounds, Engine, EngineError, Head, Numbers, ReadLimit, Record, RecordKey, RecordKind, Stored,
+        Version,
+        disk::{DiskEngine, DiskOptions},
         faulty::{Faults, FaultyEngine},
-        memory::{MemoryBounds, MemoryEngine},
+        memory::MemoryEngine,
     },
     ids::{SessionId, random_epoch},
 };
 use onlooker_protocol::event::Epoch;
-use tokio::task::JoinSet;
+use tempfile::TempDir;
+use tokio::{sync::watch, task::JoinSet};
 
-const MANY: MemoryBounds = MemoryBounds { log_records: 10_000, log_bytes: 16 << 20, total_bytes: 1 << 30 };
+const MANY: Bounds = Bounds { log_records: 10_000, log_bytes: 16 << 20, log_age: Duration::MAX, total_bytes: 1 << 30 };
 const ALL: ReadLimit = ReadLimit { records: usize::MAX, bytes: usize::MAX };
 
-fn memory(bounds: MemoryBounds) -> Arc<dyn Engine> {
+fn memory(bounds: Bounds) -> Arc<dyn Engine> {
     Arc::new(MemoryEngine::new(bounds))
 }
 
-fn faulty(bounds: MemoryBounds) -> Arc<dyn Engine> {
+fn faulty(bounds: Bounds) -> Arc<dyn Engine> {
     let faults = Faults { failing_per_mille: 300.into(), delay_us: 2_000.into(), ..Faults::default() };
     Arc::new(FaultyEngine::new(MemoryEngine::new(bounds), Arc::new(faults), 7))
 }
 
-type Factory = fn(MemoryBounds) -> Subject;
+fn disk(bounds: Bounds) -> Arc<dyn Engine> {
+    Arc::new(OnDisk::new(bounds, Durability::Fsync))
+}
+
+fn disk_os(bounds: Bounds) -> Arc<dyn Engine> {
+    Arc::new(OnDisk::new(bounds, Durability::Os))
+}
+
+fn faulty_disk(bounds: Bounds) -> Arc<dyn Engine> {
+    let faults = Faults { failing_per_mille: 300.into(), delay_us: 2_000.into(), ..Faults::default() };
+    Arc::new(FaultyEngine::new(OnDisk::new(bounds, Durability::Os), Arc::new(faults), 7))
+}
+
+/// A disk engine whose directory goes with it.
+struct OnDisk {
+    engine: DiskEngine,
+    _directory: TempDir,
+}
+
+impl OnDisk {
+    fn new(bounds: Bounds, durability: Durability) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let options = DiskOptions { dir: directory.path().join("data"), bounds, durability };
+        Self { engine: DiskEngine::open(options).unwrap(), _directory: directory }
+    }
+}
+
+impl Engine for OnDisk {
+    fn logs(&self) -> Vec<SessionId> {
+        self.engine.logs()
+    }
+
+    fn create(&self, session: SessionId, epoch: Epoch, term: u64) -> BoxFuture<'_, Result<(), EngineError>> {
+        self.engine.create(session, epoch, term)
+    }
+
+    fn append(&self, session: SessionId, batch: Batch) -> BoxFuture<'_, Result<Head, EngineError>> {
+        self.engine.append(session, batch)
+    }
+
+    fn read(&self, session: SessionId, from: u64, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Record>, EngineError>> {
+        self.engine.read(session, from, limit)
+    }
+
+    fn head(&self, session: SessionId) -> Result<watch::Receiver<Head>, EngineError> {
+        self.engine.head(session)
+    }
+
+    fn remove(&self, session: SessionId) -> BoxFuture<'_, Result<(), EngineError>> {
+        self.engine.remove(session)
+    }
+
+    fn put(&self, key: RecordKey, seen: Option<Version>, value: Bytes) -> BoxFuture<'_, Result<Version, EngineError>> {
+        self.engine.put(key, seen, value)
+    }
+
+    fn get(&self, key: RecordKey) -> BoxFuture<'_, Result<Option<(Version, Bytes)>, EngineError>> {
+        self.engine.get(key)
+    }
+
+    fn list(&self, kind: RecordKind, session: Option<SessionId>) -> BoxFuture<'_, Result<Vec<Stored>, EngineError>> {
+        self.engine.list(kind, session)
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.engine.stored_bytes()
+    }
+
+    fn before(&self) -> Before {
+        self.engine.before()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.engine.close()
+    }
+}
+
+type Factory = fn(Bounds) -> Subject;
 
 macro_rules! every_engine {
     ($($engine:ident: $make:expr;)+) => {
@@ -50,6 +132,7 @@ macro_rules! every_engine {
                 a_new_epoch_hides_what_was_before
                 a_log_is_trimmed_by_count
                 a_log_is_trimmed_by_bytes
+                a_log_is_trimmed_by_age
                 a_read_returns_no_more_than_asked_and_one_at_least
                 a_read_below_the_first_says_so_and_one_at_the_head_is_empty
                 the_head_moves_forward_and_all_below_it_can_be_read
@@ -78,7 +161,10 @@ macro_rules! cases {
 
 every_engine! {
     memory: super::memory;
+    disk: super::disk;
+    disk_os: super::disk_os;
     faulty: super::faulty;
+    faulty_disk: super::faulty_disk;
 }
 
 /// An engine that is asked again where it does not answer.
@@ -144,11 +230,11 @@ impl Log {
 }
 
 fn small(offset: u64) -> Record {
-    Record { offset, kind: "x.small".into(), frame: offset.to_string().into() }
+    Record { offset, at: 0, kind: "x.small".into(), frame: offset.to_string().into() }
 }
 
 fn large(offset: u64, bytes: usize) -> Record {
-    Record { offset, kind: "x.large".into(), frame: vec![b'a'; bytes].into() }
+    Record { offset, at: 0, kind: "x.large".into(), frame: vec![b'a'; bytes].into() }
 }
 
 fn key(session: SessionId, kind: RecordKind, name: &str) -> RecordKey {
@@ -240,7 +326,7 @@ async fn a_new_epoch_hides_what_was_before(make: Factory) {
 }
 
 async fn a_log_is_trimmed_by_count(make: Factory) {
-    let log = make(MemoryBounds { log_records: 8, ..MANY }).create().await;
+    let log = make(Bounds { log_records: 8, ..MANY }).create().await;
     for from in 0..20 {
         let head = log.append(log.batch(from..from + 1)).await.unwrap();
         assert_eq!((head.first, head.next), ((from + 1).saturating_sub(8), from + 1));
@@ -252,7 +338,7 @@ async fn a_log_is_trimmed_by_count(make: Factory) {
 }
 
 async fn a_log_is_trimmed_by_bytes(make: Factory) {
-    let log = make(MemoryBounds { log_bytes: 10_000, ..MANY }).create().await;
+    let log = make(Bounds { log_bytes: 10_000, ..MANY }).create().await;
     for from in 0..50 {
         let head = log.append(Batch { records: vec![large(from, 1_000)], ..log.batch(0..0) }).await.unwrap();
         let held = log.read(head.first, ALL).await.unwrap();
@@ -265,6 +351,18 @@ async fn a_log_is_trimmed_by_bytes(make: Factory) {
     let head = log.append(Batch { records: vec![large(50, 20_000)], ..log.batch(0..0) }).await.unwrap();
     assert_eq!((head.first, head.next), (50, 51));
     assert_eq!(log.read(50, ALL).await.unwrap().len(), 1);
+}
+
+async fn a_log_is_trimmed_by_age(make: Factory) {
+    let log = make(Bounds { log_age: Duration::from_secs(60), ..MANY }).create().await;
+    let record = |offset: u64, seconds: u64| Record { at: seconds * 1000, ..small(offset) };
+    log.append(Batch { records: vec![record(0, 0), record(1, 30)], ..log.batch(0..0) }).await.unwrap();
+    let head = log.append(Batch { records: vec![record(2, 60)], ..log.batch(0..0) }).await.unwrap();
+    assert_eq!(head.first, 0, "exactly as old as allowed");
+    let head = log.append(Batch { records: vec![record(3, 61)], ..log.batch(0..0) }).await.unwrap();
+    assert_eq!((head.first, head.next), (1, 4));
+    let head = log.append(Batch { records: vec![record(4, 9_000)], ..log.batch(0..0) }).await.unwrap();
+    assert_eq!((head.first, head.next), (4, 5), "the newest stays");
 }
 
 async fn a_read_returns_no_more_than_asked_and_one_at_least(make: Factory) {
@@ -281,7 +379,7 @@ async fn a_read_returns_no_more_than_asked_and_one_at_least(make: Factory) {
 }
 
 async fn a_read_below_the_first_says_so_and_one_at_the_head_is_empty(make: Factory) {
-    let engine = make(MemoryBounds { log_records: 4, ..MANY });
+    let engine = make(Bounds { log_records: 4, ..MANY });
     let log = engine.create().await;
     assert!(log.read(0, ALL).await.unwrap().is_empty());
     log.append(log.batch(0..10)).await.unwrap();
@@ -362,7 +460,7 @@ async fn writers_of_one_log_never_take_each_others_place(make: Factory) {
             while done < EACH {
                 let next = log.head().next;
                 let frame = format!("{writer}:{done}");
-                let record = Record { offset: next, kind: "x.w".into(), frame: frame.into() };
+                let record = Record { offset: next, at: 0, kind: "x.w".into(), frame: frame.into() };
                 match log.append(Batch { records: vec![record], ..log.batch(0..0) }).await {
                     Ok(head) => {
                         assert_eq!(head.next, next + 1);
@@ -390,7 +488,8 @@ async fn an_append_that_is_given_up_has_happened_wholly_or_not_at_all(make: Fact
         let appending = log.engine.0.append(log.session, log.batch(next..next + 3));
         let patience = Duration::from_micros(round * 20);
         let given_up = tokio::time::timeout(patience, appending).await;
-        let now = log.head().next;
+        // What was given up may still be under way; what is asked after it finds it decided.
+        let now = log.append(log.batch(0..0)).await.unwrap().next;
         match given_up {
             Ok(Ok(head)) => assert_eq!((now, head.next), (next + 3, next + 3)),
             Ok(Err(_)) => assert_eq!(now, next),
@@ -503,7 +602,7 @@ async fn nothing_is_counted_after_everything_is_removed_while_it_is_written(make
 }
 
 async fn a_full_engine_refuses_and_changes_nothing(make: Factory) {
-    let engine = make(MemoryBounds { total_bytes: 10_000, ..MANY });
+    let engine = make(Bounds { total_bytes: 10_000, ..MANY });
     let (log, other) = (engine.create().await, engine.create().await);
     let fill = |log: &Log, offset| Batch { records: vec![large(offset, 1_500)], ..log.batch(0..0) };
     let mut full = 0;
@@ -524,7 +623,7 @@ async fn a_full_engine_refuses_and_changes_nothing(make: Factory) {
 }
 
 async fn a_full_engine_takes_what_replaces_as_much_as_it_adds(make: Factory) {
-    let engine = make(MemoryBounds { log_records: 4, total_bytes: 10_000, ..MANY });
+    let engine = make(Bounds { log_records: 4, total_bytes: 10_000, ..MANY });
     let (log, other) = (engine.create().await, engine.create().await);
     let one = |log: &Log, bytes| Batch { records: vec![large(log.head().next, bytes)], ..log.batch(0..0) };
     for log in [&log, &other] {

@@ -706,3 +706,63 @@ async fn receive(State(state): State<Arc<ReceiverState>>, headers: HeaderMap, ra
         None => StatusCode::OK.into_response(),
     }
 }
+
+/// What a runtime is told when a session is its own again.
+#[derive(Debug)]
+pub struct Claimed {
+    pub claim: String,
+    pub expected: u64,
+    pub secrets_expected: bool,
+}
+
+impl Runtime {
+    /// Claims a session, having applied the commands up to a number. Its next event has the number expected.
+    pub async fn reclaim(&mut self, session: &str, claim: &str, commands: u64) -> Claimed {
+        let (session, claim) = (session.to_owned(), claim.to_owned());
+        let reclaim = onlooker_protocol::runtime::Reclaim { session: session.clone(), claim, commands };
+        self.send(RuntimeToGateway::Claim(reclaim)).await;
+        let claimed = self
+            .until("claimed", |frame| match frame {
+                GatewayToRuntime::Claimed { session: claimed, claim, expected, secrets_expected }
+                    if *claimed == session =>
+                {
+                    let (claim, expected, secrets_expected) = (claim.clone(), *expected, *secrets_expected);
+                    Some(Claimed { claim, expected, secrets_expected })
+                }
+                _ => None,
+            })
+            .await;
+        self.numbers.insert(session, claimed.expected - 1);
+        claimed
+    }
+
+    /// The next refusal of a session's events, of its claim, or of the session itself.
+    pub async fn refusal(&mut self, of: &str) -> Refusal {
+        self.until("a refusal", |frame| match frame {
+            GatewayToRuntime::EventRefused { session, refusal, .. }
+            | GatewayToRuntime::Released { session, refusal }
+                if session == of =>
+            {
+                Some(refusal.clone())
+            }
+            GatewayToRuntime::Error { session: Some(session), refusal, .. } if session == of => Some(refusal.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    /// The commands that a session has been given since they were last asked for, in order.
+    pub async fn commands_so_far(&mut self, of: &str) -> Vec<onlooker_protocol::runtime::NumberedCommand> {
+        // What the first of them found waiting comes at the latest before the gateway's word on the second one.
+        self.publish(of, "x.mark", Value::Null).await;
+        self.publish(of, "x.mark", Value::Null).await;
+        let mut given = Vec::new();
+        for frame in std::mem::take(&mut self.seen) {
+            match frame {
+                GatewayToRuntime::Command { session, command } if session == of => given.push(command),
+                other => self.seen.push_back(other),
+            }
+        }
+        given
+    }
+}

@@ -14,6 +14,7 @@ mod model;
 mod pages;
 mod reaching;
 mod rest;
+mod restart;
 mod resume;
 mod runtimes;
 mod secrecy;

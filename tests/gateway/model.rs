@@ -15,11 +15,11 @@ use futures::{StreamExt, future::BoxFuture};
 use onlooker::{
     config::Config,
     engine::{
-        Batch, Engine, EngineError, Head, ReadLimit, Record, RecordKey, RecordKind, Stored, Version,
+        Batch, Before, Engine, EngineError, Head, ReadLimit, Record, RecordKey, RecordKind, Stored, Version,
         faulty::{Faults, FaultyEngine},
         memory::MemoryEngine,
     },
-    gateway::memory_bounds,
+    gateway::bounds,
     ids::SessionId,
 };
 use onlooker_protocol::{
@@ -97,6 +97,10 @@ impl<E: Engine> Engine for Watched<E> {
         self.inner.head(session)
     }
 
+    fn logs(&self) -> Vec<SessionId> {
+        self.inner.logs()
+    }
+
     fn remove(&self, session: SessionId) -> BoxFuture<'_, Result<(), EngineError>> {
         self.inner.remove(session)
     }
@@ -115,6 +119,14 @@ impl<E: Engine> Engine for Watched<E> {
 
     fn stored_bytes(&self) -> u64 {
         self.inner.stored_bytes()
+    }
+
+    fn before(&self) -> Before {
+        self.inner.before()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.inner.close()
     }
 }
 
@@ -531,7 +543,7 @@ fn tiny_logs() -> Config {
 
 async fn many_runs(engine: impl FnOnce(Watched<MemoryEngine>) -> Arc<dyn Engine>) {
     let config = tiny_logs();
-    let watched = Watched::new(MemoryEngine::new(memory_bounds(&config)), Duration::ZERO);
+    let watched = Watched::new(MemoryEngine::new(bounds(&config)), Duration::ZERO);
     let taken = Arc::clone(&watched.taken);
     let gateway = Arc::new(TestGateway::on(config, engine(watched)).await);
     let seeds = SEEDS.iter().copied().chain((0..RUNS).map(|_| rand::random()));

@@ -13,7 +13,7 @@ use onlooker::{
         faulty::{Faults, FaultyEngine},
         memory::MemoryEngine,
     },
-    gateway::memory_bounds,
+    gateway::bounds,
 };
 use onlooker_protocol::{
     Position,
@@ -377,7 +377,7 @@ async fn a_session_with_much_to_replay_does_not_hold_up_another_on_the_same_conn
     const MUCH: u64 = 10_000;
     let mut config = quick();
     config.limits.log_events = 2 * MUCH as usize;
-    let engine = Watched::new(MemoryEngine::new(memory_bounds(&config)), Duration::from_millis(5));
+    let engine = Watched::new(MemoryEngine::new(bounds(&config)), Duration::from_millis(5));
     let gateway = TestGateway::on(config, Arc::new(engine)).await;
     let mut runtime = gateway.runtime().await;
     let (long, _) = runtime.open(OpenSession::default()).await;
@@ -641,21 +641,19 @@ async fn a_snapshot_and_the_events_after_it_come_to_what_a_fresh_snapshot_says()
 async fn an_epoch_that_breaks_between_subscribing_and_the_snapshot_is_told() {
     let config = small_log();
     let faults = Arc::new(Faults::default());
-    let engine = FaultyEngine::new(MemoryEngine::new(memory_bounds(&config)), Arc::clone(&faults), 1);
+    let engine = FaultyEngine::new(MemoryEngine::new(bounds(&config)), Arc::clone(&faults), 1);
     let gateway = TestGateway::on(config, Arc::new(engine)).await;
     let mut runtime = gateway.runtime().await;
     let (session, epoch) = session_up_to(&mut runtime, 6).await;
     let mut subscriber = gateway.subscriber().await;
-    // The owner tries to break the epoch and cannot; meanwhile somebody resumes, and waits for its snapshot.
-    faults.failing_per_mille.store(1000, Ordering::Relaxed);
+    // The engine takes its time to break the epoch; meanwhile somebody resumes, and waits for its snapshot.
+    faults.delay_us.store(600_000, Ordering::Relaxed);
     runtime.send(RuntimeToGateway::NLost { session: session.clone(), from: 100 }).await;
     let broken = || async { gateway.metric("onlooker_epochs_broken_total").await == 1.0 };
     wait_until("the epoch is about to break", broken).await;
     let since = Since::After(at(epoch, 3));
     subscriber.subscribe(Subscribe { session: Some(session.clone()), since, ..follow() }).await;
-    // Too short on a slow day means only that the gap is told for the simpler reason.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    faults.failing_per_mille.store(0, Ordering::Relaxed);
+    faults.delay_us.store(0, Ordering::Relaxed);
     let begun = beginning(&mut subscriber, &session).await;
     assert_eq!(begun.gap, Some((GapReason::Epoch, Some(at(epoch, 3)))));
     assert_ne!(begun.snapshot.epoch, epoch);
