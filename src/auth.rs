@@ -37,6 +37,8 @@ pub enum CredentialId {
     Key(Arc<str>),
     /// By the token's own random id.
     Token(Arc<str>),
+    /// A session id, shown as a capability; here by a prefix of its hash.
+    Session(Arc<str>),
 }
 
 impl std::fmt::Display for CredentialId {
@@ -45,6 +47,7 @@ impl std::fmt::Display for CredentialId {
             Self::Open => f.write_str("open"),
             Self::Key(id) => write!(f, "key:{id}"),
             Self::Token(id) => write!(f, "token:{id}"),
+            Self::Session(hash) => write!(f, "session:{hash}"),
         }
     }
 }
@@ -96,6 +99,19 @@ pub struct Grant {
 }
 
 impl Grant {
+    /// What a session id allows whoever knows it, on the WebRun surfaces: this one session, for as long as it is known.
+    pub fn of_session(project: &Arc<str>, session: &str) -> Self {
+        Self {
+            project: Arc::clone(project),
+            scopes: [Scope::Watch, Scope::Answer, Scope::Control].into_iter().collect(),
+            who: "client".into(),
+            sessions: Some(Arc::new(BTreeSet::from([session.to_owned()]))),
+            expires: None,
+            pool: false,
+            credential: CredentialId::Session(session_hash(session).into()),
+        }
+    }
+
     pub fn may(&self, scope: Scope) -> bool {
         self.scopes.contains(scope)
     }
@@ -113,6 +129,11 @@ impl Grant {
     pub fn is_expired(&self, now: SystemTime) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
     }
+}
+
+/// A session id as logs, metrics and error texts may show it: enough to tell two apart, too little to use.
+pub fn session_hash(session: &str) -> String {
+    Sha256::digest(session.as_bytes()).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Why a credential is refused. To clients all are `unauthorized`; the difference is for the operator's log.

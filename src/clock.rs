@@ -25,7 +25,8 @@ pub fn until(text: &str, wall: OffsetDateTime) -> std::time::Duration {
     parse(text).and_then(|at| std::time::Duration::try_from(at - wall).ok()).unwrap_or_default()
 }
 
-fn parse(text: &str) -> Option<OffsetDateTime> {
+/// A time as text; `None` for what is none.
+pub fn parse(text: &str) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()
 }
 

@@ -7,7 +7,11 @@
 //!
 //! Secrets are held in [`secret::Secret`], which no `Debug` shows and which is overwritten when it is dropped.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use onlooker_protocol::view::GuardrailKind;
 use url::Url;
@@ -38,6 +42,7 @@ pub struct Config {
     pub times: Times,
     pub guardrails: Guardrails,
     pub reach_out: ReachOut,
+    pub webrun: WebRun,
     /// None: open, on loopback only.
     pub keys: Vec<KeyEntry>,
     /// Ids of keys whose runtimes serve every project; the same as `pool = true` at the key.
@@ -111,6 +116,45 @@ pub struct Guardrails {
 #[derive(Clone, Debug, Default)]
 pub struct ReachOut {
     pub notify_webhook: Option<NotifyWebhook>,
+}
+
+/// What clients of the WebRun surfaces may do and how long they wait.
+#[derive(Clone, Debug)]
+pub struct WebRun {
+    /// The session id alone opens nothing: polls and sockets need a key of the session's project as well.
+    pub require_key: bool,
+    /// How long `run-task` and `newTask` wait for a result before they answer with where to poll.
+    pub inline_wait: Duration,
+    /// `newTask`, starts, runs and uploads of one key in any 60 s.
+    pub requests_per_minute: usize,
+    /// Failed joins of one address in any 60 s.
+    pub failed_joins_per_minute: usize,
+    /// Addresses whose `X-Forwarded-…` headers say under which name and from where they were asked.
+    pub trusted_proxies: Vec<IpAddr>,
+    /// Task webhooks may go to private, loopback and link-local addresses.
+    pub private_webhooks: bool,
+    /// Of one uploaded file.
+    pub file_bytes: usize,
+    /// Of all files together.
+    pub files_bytes_total: usize,
+    /// How long a file without an environment is kept.
+    pub orphan_file: Duration,
+}
+
+impl Default for WebRun {
+    fn default() -> Self {
+        Self {
+            require_key: false,
+            inline_wait: Duration::from_secs(50),
+            requests_per_minute: 10,
+            failed_joins_per_minute: 30,
+            trusted_proxies: Vec::new(),
+            private_webhooks: false,
+            file_bytes: 100 * MIB,
+            files_bytes_total: 10 * GIB,
+            orphan_file: Duration::from_secs(3600),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -361,7 +361,9 @@ impl Guardrail {
     }
 
     fn has_secret_values(&self, answer: &Answer) -> bool {
-        answer.values.keys().any(|id| !self.view.fields.iter().any(|field| field.id == *id && !field.secret))
+        let in_words = answer.text.is_some() && self.view.fields.iter().any(|field| field.secret);
+        in_words
+            || answer.values.keys().any(|id| !self.view.fields.iter().any(|field| field.id == *id && !field.secret))
     }
 
     /// What of an answer may be stored: choices, and values of fields that are no secret.

@@ -8,6 +8,7 @@ pub mod operator;
 pub mod rest;
 pub mod runtime;
 pub mod tls;
+pub mod webrun;
 pub mod wire;
 pub mod written;
 pub mod ws;
@@ -78,6 +79,18 @@ impl App {
     /// Spreads the return of connections that are sent away: up to 5 s, so that they do not all come at once.
     pub fn spread(&self) -> Duration {
         crate::ids::up_to(Duration::from_secs(5))
+    }
+
+    /// The session that an id opens by itself, on the WebRun surfaces, and what it allows.
+    ///
+    /// # Errors
+    /// `unknown_session`.
+    pub fn opened_by_id(&self, id: &str) -> Result<(Session, Grant), Refusal> {
+        let unknown = || Refusal::plain(Code::UnknownSession);
+        let parsed: SessionId = id.parse().map_err(|()| unknown())?;
+        let session = self.directory.get_any(parsed).ok_or_else(unknown)?;
+        let grant = Grant::of_session(&session.project, id);
+        Ok((session, grant))
     }
 
     /// A session that this grant may see.

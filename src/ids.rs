@@ -62,9 +62,10 @@ impl fmt::Display for SessionId {
     }
 }
 
+/// A session's id opens its session on the WebRun surfaces: logs show the hash that tells two apart.
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        f.write_str(&crate::auth::session_hash(self.as_str()))
     }
 }
 

@@ -226,7 +226,7 @@ impl Outbox {
             Ok(version) => {
                 OutboxStats::add(&self.shared.stats.queued);
                 let id = notice.opened.id.as_str();
-                tracing::info!(notice.id = id, session.id = %draft.key.session, notice.target = draft.key.target, "notice queued");
+                tracing::info!(notice.id = id, session.id = ?draft.key.session, notice.target = draft.key.target, "notice queued");
                 self.shared.schedule(name, &notice, version);
                 Ok(Queued::New)
             }
@@ -350,7 +350,7 @@ fn decoded(name: &RecordKey, bytes: &[u8]) -> Option<Notice> {
     match Notice::decode(bytes) {
         Ok(notice) => Some(notice),
         Err(error) => {
-            tracing::error!(session.id = %name.session, error = %error, "a stored notice cannot be read and is not sent");
+            tracing::error!(session.id = ?name.session, error = %error, "a stored notice cannot be read and is not sent");
             None
         }
     }

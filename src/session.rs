@@ -19,6 +19,7 @@ mod run_clock;
 mod settling;
 pub mod state;
 mod telling;
+pub mod unnamed;
 
 use std::sync::Arc;
 
@@ -48,6 +49,7 @@ use crate::{
     runtime_link::{Link, Seat},
     watch::Watch,
 };
+use unnamed::{Heard, ShownToPollers, Unnamed};
 
 /// Requests that may wait for one owner. A runtime that publishes faster feels this, and nobody else.
 const MAILBOX: usize = 64;
@@ -68,6 +70,7 @@ pub struct Shared {
     pub images: Images,
     pub watch: Watch,
     pub link: Link,
+    pub shown_to_pollers: ShownToPollers,
     head: watch::Receiver<Head>,
     side: watch::Receiver<Side>,
     /// Boxed: a mailbox that nobody has written to yet has room for many already.
@@ -131,6 +134,7 @@ pub(crate) enum Request {
     HttpAnnounce { claim: String, secrets: Vec<SecretEntry>, values: Vec<String>, reply: Reply<()> },
     Command { command: SessionCommand, actor: Actor, reply: Reply<Map<String, Value>> },
     Answer { guardrail: String, answer: Answer, actor: Actor, reply: Reply<GuardrailView> },
+    AnswerUnnamed { unnamed: Unnamed, actor: Actor, reply: Reply<Heard> },
     Claim { guardrail: String, revision: u32, duration_ms: Option<u64>, actor: Actor, reply: Reply<ClaimView> },
     Release { guardrail: String, revision: u32, actor: Actor, reply: Reply<()> },
     ConnectionLost(ConnectionId),
@@ -289,6 +293,14 @@ impl Session {
 
     pub async fn answer(&self, guardrail: String, answer: Answer, actor: Actor) -> Result<GuardrailView, Refusal> {
         self.ask(|reply| Request::Answer { guardrail, answer, actor, reply }).await
+    }
+
+    /// An answer that names no question.
+    ///
+    /// # Errors
+    /// `no_open_guardrail`, `ambiguous`, `unknown_guardrail`, `invalid`. An answer that comes too late is no error.
+    pub async fn answer_unnamed(&self, unnamed: Unnamed, actor: Actor) -> Result<Heard, Refusal> {
+        self.ask(|reply| Request::AnswerUnnamed { unnamed, actor, reply }).await
     }
 
     pub async fn claim(

@@ -136,6 +136,8 @@ codes! {
     TooLarge 3004 "too_large" 413;
     /// Text is not UTF-8.
     NotUtf8 3005 "not_utf8" 400;
+    /// The content type is not the one that this path takes.
+    UnsupportedMedia 3006 "unsupported_media" 415;
     /// A key or token is missing, unknown or expired.
     Unauthorized 3010 "unauthorized" 401;
     /// The key or token does not allow this.
@@ -144,6 +146,10 @@ codes! {
     OriginRefused 3012 "origin_refused" 403;
     /// Requests for this host are refused.
     HostRefused 3013 "host_refused" 403;
+    /// The key's account is switched off in the operator's configuration.
+    Deactivated 3014 "deactivated" 403;
+    /// The key's account has no means, by the operator's configuration.
+    InsufficientBalance 3015 "insufficient_balance" 402;
     /// No such session.
     UnknownSession 3020 "unknown_session" 404;
     /// No such task in this session.
@@ -158,6 +164,8 @@ codes! {
     WrongMethod 3025 "wrong_method" 405;
     /// No such subscriber.
     UnknownSubscriber 3026 "unknown_subscriber" 404;
+    /// No such file.
+    UnknownFile 3027 "unknown_file" 404;
     /// The session has ended.
     SessionEnded 3030 "session_ended" 409;
     /// Somebody else's answer won; `details` says whose and by what channel.
@@ -170,6 +178,8 @@ codes! {
     LowerRevision 3034 "lower_revision" 409;
     /// That id is in use with another content.
     Conflict 3035 "conflict" 409;
+    /// Nothing was ever asked here that could be answered.
+    NoOpenGuardrail 3036 "no_open_guardrail" 409;
     /// Control is not yours, or its token is old.
     NotInControl 3040 "not_in_control" 409;
     /// This connection follows that session already.

@@ -171,6 +171,8 @@ pub mod kind {
     pub const ACTION: &str = "action";
     pub const SCREENSHOT: &str = "screenshot";
     pub const RESPONSE_UPDATE: &str = "response_update";
+    /// What the running task has used so far.
+    pub const USAGE: &str = "usage";
     pub const GUARDRAIL_TRIGGER: &str = "guardrail_trigger";
     pub const GUARDRAIL_WITHDRAWN: &str = "guardrail_withdrawn";
     pub const GUARDRAIL_TAKEN: &str = "guardrail_taken";
@@ -201,6 +203,7 @@ pub mod kind {
         ACTION,
         SCREENSHOT,
         RESPONSE_UPDATE,
+        USAGE,
         GUARDRAIL_TRIGGER,
         GUARDRAIL_WITHDRAWN,
         GUARDRAIL_TAKEN,

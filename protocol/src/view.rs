@@ -228,7 +228,12 @@ pub struct TaskView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued_at: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<String>,
+    /// What it has used, as its runtime said last.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub usage: Map<String, Value>,
     /// The data of the event that ended it.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub result: Value,

@@ -25,6 +25,8 @@ pub fn generate(id: &str, project: &str, scopes: &[Scope]) -> Result<(Secret, Ke
         scopes: scopes.to_vec(),
         sha256: KeyDigest(Sha256::digest(plain.expose().as_bytes()).into()),
         pool: false,
+        account: Default::default(),
+        balance: None,
     };
     Ok((plain, entry))
 }

@@ -104,7 +104,15 @@ mod tests {
 
     fn key(id: &str, digest: u8) -> KeyEntry {
         let (project, scopes) = ("shop".to_owned(), vec![Scope::Watch]);
-        KeyEntry { id: id.to_owned(), project, scopes, sha256: KeyDigest([digest; 32]), pool: false }
+        KeyEntry {
+            id: id.to_owned(),
+            project,
+            scopes,
+            sha256: KeyDigest([digest; 32]),
+            pool: false,
+            account: Default::default(),
+            balance: None,
+        }
     }
 
     #[test]

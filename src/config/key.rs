@@ -76,7 +76,7 @@ impl fmt::Debug for KeyDigest {
 }
 
 /// One `[[keys]]` of the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct KeyEntry {
     /// Names the key in logs and in what others see of its holder.
     pub id: String,
@@ -85,6 +85,30 @@ pub struct KeyEntry {
     pub sha256: KeyDigest,
     /// Whether its runtimes serve every project.
     pub pool: bool,
+    /// What WebRun clients are told of the account behind it. Nothing here counts money.
+    pub account: Account,
+    /// US dollars, shown to WebRun clients as they are.
+    pub balance: Option<f64>,
+}
+
+/// Whether the holder of a key may start anything on the WebRun surfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Account {
+    #[default]
+    Active,
+    Deactivated,
+    InsufficientBalance,
+}
+
+impl Account {
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "active" => Some(Self::Active),
+            "deactivated" => Some(Self::Deactivated),
+            "insufficient_balance" => Some(Self::InsufficientBalance),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for KeyEntry {

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Config, ConfigError, Place, did_you_mean,
-    key::{KeyDigest, KeyEntry, Scope, is_name},
+    key::{Account, KeyDigest, KeyEntry, Scope, is_name},
     settings::{Raw, SETTINGS, Setting},
 };
 
@@ -141,7 +141,7 @@ fn read_keys(entries: &[Spanned<DeValue<'_>>], place: &dyn Fn(usize) -> Place) -
 }
 
 fn read_key(table: &DeTable<'_>, start: &Place, place: &dyn Fn(usize) -> Place) -> Result<KeyEntry, ConfigError> {
-    const MEMBERS: &[&str] = &["id", "project", "scopes", "sha256", "pool"];
+    const MEMBERS: &[&str] = &["id", "project", "scopes", "sha256", "pool", "account", "balance"];
     for key in table.keys() {
         if !MEMBERS.contains(&key.get_ref().as_ref()) {
             return Err(unknown(place(key.span().start), key.get_ref(), MEMBERS));
@@ -167,6 +167,18 @@ fn read_key(table: &DeTable<'_>, start: &Place, place: &dyn Fn(usize) -> Place) 
         Some(DeValue::Boolean(pool)) => *pool,
         Some(_) => return Err(refuse("pool", "must be true or false")),
     };
+    let account = match entry(table, "account") {
+        None => Account::Active,
+        Some(_) => text("account")
+            .and_then(Account::from_name)
+            .ok_or_else(|| refuse("account", "must be one of: active, deactivated, insufficient_balance"))?,
+    };
+    let balance = match entry(table, "balance").map(|(_, value)| value.get_ref()) {
+        None => None,
+        Some(DeValue::Float(number)) => number.as_str().parse().ok().filter(|number: &f64| number.is_finite()),
+        Some(DeValue::Integer(number)) => number.as_str().parse().ok(),
+        Some(_) => return Err(refuse("balance", "must be a number of US dollars")),
+    };
     Ok(KeyEntry {
         id: name("id")?,
         project: name("project")?,
@@ -175,6 +187,8 @@ fn read_key(table: &DeTable<'_>, start: &Place, place: &dyn Fn(usize) -> Place) 
             .and_then(KeyDigest::from_hex)
             .ok_or_else(|| refuse("sha256", "must be the 64 hexadecimal digits of the key's SHA-256"))?,
         pool,
+        account,
+        balance,
     })
 }
 

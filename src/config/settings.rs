@@ -4,7 +4,11 @@
 //! A setting `limits.sessions` is `sessions` under `[limits]` in the file and `ONLOOKER_LIMITS_SESSIONS` in the
 //! environment.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use onlooker_protocol::view::GuardrailKind;
 use url::Url;
@@ -58,6 +62,16 @@ settings! {
     "durability" durability data.durability;
     "allow_default_answer" kinds guardrails.allow_default_answer;
     "pools" list pools;
+
+    "webrun.require_key" flag webrun.require_key;
+    "webrun.inline_wait" time_or_zero webrun.inline_wait;
+    "webrun.requests_per_minute" count webrun.requests_per_minute;
+    "webrun.failed_joins_per_minute" count webrun.failed_joins_per_minute;
+    "webrun.trusted_proxies" proxies webrun.trusted_proxies;
+    "webrun.private_webhooks" flag webrun.private_webhooks;
+    "webrun.file_bytes" bytes webrun.file_bytes;
+    "webrun.files_bytes_total" bytes webrun.files_bytes_total;
+    "webrun.orphan_file" time webrun.orphan_file;
 
     "limits.client_frame_bytes" bytes limits.client_frame_bytes;
     "limits.runtime_frame_bytes" bytes limits.runtime_frame_bytes;
@@ -182,6 +196,11 @@ fn address(raw: &Raw<'_>) -> Result<SocketAddr, String> {
     local.as_deref().unwrap_or(text).parse().map_err(|_| {
         "must be an address with a port, such as \"127.0.0.1:8787\", \"[::1]:8787\" or \"0.0.0.0:8787\"".to_owned()
     })
+}
+
+fn proxies(raw: &Raw<'_>) -> Result<Vec<IpAddr>, String> {
+    let read = |text: &String| text.parse().map_err(|_| "must hold IP addresses, such as \"10.0.0.5\"".to_owned());
+    list(raw)?.iter().map(read).collect()
 }
 
 fn path(raw: &Raw<'_>) -> Result<Option<PathBuf>, String> {

@@ -67,7 +67,9 @@ pub(super) fn check(view: &GuardrailView, answer: &Answer) -> Result<(), Refusal
         return Err(invalid(format!("the question has no field `{shortened}`")));
     }
     let missing = view.fields.iter().find(|field| field.required && !answer.values.contains_key(&field.id));
-    if let Some(field) = missing {
+    // Words alone answer a question as a whole: who sends them may not know of fields, and its runtime reads them.
+    let in_words = answer.text.is_some() && answer.values.is_empty();
+    if let Some(field) = missing.filter(|_| !in_words) {
         return Err(invalid(format!("the field `{}` is required", field.id)));
     }
     let fits = |choice: &String| view.choices.iter().any(|offered| offered.id == *choice);

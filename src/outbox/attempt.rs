@@ -86,7 +86,7 @@ impl Attempt {
                 Ok(Pass::Leased(notice, version)) => return self.send(*notice, version).await,
                 Err(EngineError::Conflict { .. }) => {}
                 Err(error) => {
-                    tracing::warn!(session.id = %self.name.session, error = %error, "the engine keeps a notice waiting");
+                    tracing::warn!(session.id = ?self.name.session, error = %error, "the engine keeps a notice waiting");
                     tokio::select! {
                         biased;
                         () = self.stop.soft.cancelled() => return None,
@@ -187,7 +187,7 @@ impl Attempt {
         match timeout(OWNER_TIMEOUT, self.owners.recheck(key)).await {
             Ok(verdict) => verdict,
             Err(_) => {
-                tracing::warn!(session.id = %key.session, "the session's owner does not say whether to send a notice");
+                tracing::warn!(session.id = ?key.session, "the session's owner does not say whether to send a notice");
                 Verdict::LookAgain(Duration::from_secs(1))
             }
         }
@@ -310,7 +310,7 @@ impl Attempt {
 
     async fn settled(&self, key: &NoticeKey, state: NoticeState) {
         if timeout(OWNER_TIMEOUT, self.owners.settled(key, state)).await.is_err() {
-            tracing::warn!(session.id = %key.session, "the session's owner does not listen to a notice's state");
+            tracing::warn!(session.id = ?key.session, "the session's owner does not listen to a notice's state");
         }
     }
 }

@@ -167,6 +167,7 @@ impl Shared {
             images: Images::new(services.images),
             watch: Watch::new(services.watch),
             link: Link::new(id),
+            shown_to_pollers: Default::default(),
             head,
             side,
             requests,

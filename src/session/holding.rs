@@ -374,7 +374,7 @@ impl Owner {
         let offered = matches!(&self.runtime, RuntimeSide::Offered { seat, .. } if seat.connection == connection);
         if offered {
             let reason: String = self.redactor.redact_str(reason).chars().take(200).collect();
-            tracing::info!(session.id = %self.id(), reason, "the runtime declined the session");
+            tracing::info!(session.id = ?self.id(), reason, "the runtime declined the session");
             self.offer_next().await?;
         }
         Ok(())

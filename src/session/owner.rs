@@ -197,7 +197,7 @@ impl Owner {
     }
 
     fn lost(&self) -> Ended {
-        tracing::error!(session.id = %self.id(), "the session's log is no longer ours; letting go of it");
+        tracing::error!(session.id = ?self.id(), "the session's log is no longer ours; letting go of it");
         self.services.metrics.owners_fenced.inc();
         Ended::NotOurs
     }
@@ -207,7 +207,7 @@ impl Owner {
         if self.keeping.due().is_some()
             && let Err(error) = self.keep().await
         {
-            tracing::debug!(session.id = %self.id(), %error, "the record stays behind its log");
+            tracing::debug!(session.id = ?self.id(), %error, "the record stays behind its log");
         }
     }
 
@@ -250,6 +250,10 @@ impl Owner {
             }
             Request::Answer { guardrail, answer, actor, reply } => {
                 let result = self.answer(&guardrail, answer, &actor).await?;
+                let _ = reply.send(result);
+            }
+            Request::AnswerUnnamed { unnamed, actor, reply } => {
+                let result = self.answer_unnamed(unnamed, &actor).await?;
                 let _ = reply.send(result);
             }
             Request::Claim { guardrail, revision, duration_ms, actor, reply } => {
@@ -407,7 +411,7 @@ impl Owner {
         self.forget_secrets();
         self.keeping.changed();
         self.services.metrics.sessions_ended.inc();
-        tracing::info!(session.id = %self.id(), ?reason, "session ended");
+        tracing::info!(session.id = ?self.id(), ?reason, "session ended");
         Ok(())
     }
 

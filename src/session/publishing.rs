@@ -180,7 +180,7 @@ impl Owner {
         match self.append(drafts, Some(numbers)).await {
             Ok(positions) => Ok(positions),
             Err(error @ EngineError::Fenced { .. }) => {
-                tracing::warn!(session.id = %self.id(), %error, "append refused");
+                tracing::warn!(session.id = ?self.id(), %error, "append refused");
                 Err(Stop::Lost(OwnershipLost))
             }
             Err(error) => Err(Stop::Refused(Self::refuse_append(&error))),
@@ -225,7 +225,7 @@ impl Owner {
         .map_err(|stop| match stop {
             StatefulStop::Refused(refusal) => Stop::Refused(refusal),
             StatefulStop::Engine(error @ EngineError::Fenced { .. }) => {
-                tracing::warn!(session.id = %self.id(), %error, "append refused");
+                tracing::warn!(session.id = ?self.id(), %error, "append refused");
                 Stop::Lost(OwnershipLost)
             }
             StatefulStop::Engine(error) => Stop::Refused(Self::refuse_append(&error)),
@@ -296,7 +296,7 @@ impl Owner {
             return Ok(());
         }
         self.services.metrics.epochs_broken.inc();
-        tracing::warn!(session.id = %self.id(), n = from, expected = self.log.n + 1, "the runtime lost events");
+        tracing::warn!(session.id = ?self.id(), n = from, expected = self.log.n + 1, "the runtime lost events");
         // Whoever asks while the engine does not answer sees what was before.
         self.snapshot();
         let before = self.log.epoch;

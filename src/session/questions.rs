@@ -165,7 +165,7 @@ impl Owner {
         let Some(outcome) = self.book.get(id).and_then(|guardrail| guardrail.outcome()).cloned() else { return };
         if self.session.link.command(RuntimeCommand::Guardrail(outcome)).is_err() {
             // It is asked for again when the runtime repeats its trigger, which it does after a reconnect.
-            tracing::warn!(session.id = %self.id(), "too many commands wait for the runtime to take another outcome");
+            tracing::warn!(session.id = ?self.id(), "too many commands wait for the runtime to take another outcome");
         }
     }
 
@@ -257,9 +257,13 @@ impl Owner {
         let Some(guardrail) = self.book.get(id) else { return Ok(()) };
         let plain = |field: &String| guardrail.view.fields.iter().any(|asked| asked.id == *field && !asked.secret);
         let values = answer.values.iter().filter(|(field, _)| !plain(field)).map(|(_, value)| value);
-        let natures = values.map(|value| (value, Nature::Credential));
-        let text = answer.text.iter().map(|text| (text, Nature::FreeText));
-        for (value, nature) in natures.chain(text) {
+        let natures = values.map(|value| (value.as_str(), Nature::Credential));
+        let text = answer.text.iter().map(|text| (text.as_str(), Nature::FreeText));
+        // Words for a question with secret fields hold their values, and the page gets them one by one.
+        let secret = guardrail.view.fields.iter().any(|field| field.secret);
+        let words = answer.text.iter().filter(|_| secret).flat_map(|text| text.split_whitespace());
+        let words = words.map(|word| (word, Nature::Credential));
+        for (value, nature) in natures.chain(text).chain(words) {
             let registered = self.redactor.register(value, nature);
             registered.map_err(|error| Refusal::new(Code::TooLarge, error.to_string()))?;
         }

@@ -170,7 +170,7 @@ impl Owner {
                     self.reaching.notices.entry(subject.clone()).or_insert(Progress::Queued);
                 }
                 Err(error) => {
-                    tracing::warn!(session.id = %self.id(), %error, "a notice could not be queued; trying again");
+                    tracing::warn!(session.id = ?self.id(), %error, "a notice could not be queued; trying again");
                     self.reaching.look_at(Some(now + std::time::Duration::from_secs(1)));
                 }
             }
@@ -203,7 +203,7 @@ impl Owner {
         };
         let changed = self.book.get_mut(id).is_some_and(|guardrail| guardrail.decided(view));
         if changed {
-            tracing::debug!(session.id = %self.id(), guardrail.id = id, decision = word, why, "reach-out decided");
+            tracing::debug!(session.id = ?self.id(), guardrail.id = id, decision = word, why, "reach-out decided");
             // Losing one reason to an engine that does not answer costs nobody anything; the next one is kept.
             let _ = self.store(id).await;
         }
@@ -318,7 +318,7 @@ impl Owner {
         self.reaching.notices.remove(&NoticeSubject::Guardrail { id: id.to_owned(), revision });
         let body = self.resolved_body(&view, &resolution);
         if let Err(error) = self.services.outbox.close(self.session.id, id, revision, body).await {
-            tracing::warn!(session.id = %self.id(), %error, "a notice could not be closed");
+            tracing::warn!(session.id = ?self.id(), %error, "a notice could not be closed");
         }
     }
 

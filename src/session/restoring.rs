@@ -62,7 +62,7 @@ fn decoded((key, version, value): Stored) -> Option<Found> {
     match StoredSession::decode(&value) {
         Ok(stored) => Some(Found { id: key.session, version, stored }),
         Err(reason) => {
-            tracing::error!(session.id = %key.session, reason, "a kept session cannot be read and is not served");
+            tracing::error!(session.id = ?key.session, reason, "a kept session cannot be read and is not served");
             None
         }
     }
@@ -155,7 +155,7 @@ impl Directory {
     /// What cannot be removed now is found again by the next start.
     async fn remove_unbegun(&self, session: SessionId) {
         if let Err(error) = self.services().engine.remove(session).await {
-            tracing::warn!(session.id = %session, %error, "a session that never began is not removed yet");
+            tracing::warn!(session.id = ?session, %error, "a session that never began is not removed yet");
         }
     }
 
@@ -212,7 +212,7 @@ impl Owner {
                     self.book.restore(guardrail);
                 }
                 Err(reason) => {
-                    tracing::error!(session.id = %self.id(), guardrail.id = key.name, reason, "a kept guardrail cannot be read");
+                    tracing::error!(session.id = ?self.id(), guardrail.id = key.name, reason, "a kept guardrail cannot be read");
                 }
             }
         }
@@ -246,7 +246,7 @@ impl Owner {
         let frame: EventFrame = match serde_json::from_slice(&record.frame) {
             Ok(frame) => frame,
             Err(error) => {
-                tracing::error!(session.id = %self.id(), offset = record.offset, %error, "a kept event cannot be read");
+                tracing::error!(session.id = ?self.id(), offset = record.offset, %error, "a kept event cannot be read");
                 return None;
             }
         };

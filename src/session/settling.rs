@@ -88,7 +88,7 @@ impl Owner {
     /// Commands to a runtime that has just come back: nothing waits for it yet, so there is room.
     fn tell(&self, command: RuntimeCommand) {
         if self.session.link.command(command).is_err() {
-            tracing::error!(session.id = %self.id(), "too many commands wait for the runtime");
+            tracing::error!(session.id = ?self.id(), "too many commands wait for the runtime");
         }
     }
 
@@ -132,7 +132,7 @@ impl Owner {
         if guardrail.view.state != GuardrailState::Lost {
             self.close_unanswered(id, GuardrailState::Lost, Outcome::Lost, "restart").await?;
         }
-        tracing::warn!(session.id = %self.id(), guardrail.id = id, "an accepted answer was lost; asking anew");
+        tracing::warn!(session.id = ?self.id(), guardrail.id = id, "an accepted answer was lost; asking anew");
         view.position = Position { epoch: self.log.epoch, offset: self.log.next };
         view.opened_at = crate::clock::now_text();
         let mut data = trigger_data(&view);

@@ -10,7 +10,7 @@ use onlooker_protocol::{
     view::{ControlView, EndReason, PictureView, RuntimeView, SessionStatus, SessionView, TaskStatus, TaskView},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Finished tasks whose results can still be asked for.
 const FINISHED: usize = 32;
@@ -161,6 +161,7 @@ impl State {
         match event.kind {
             kind::TASK_QUEUED => self.queue(id, event),
             kind::TASK_STARTED => self.started(id, event),
+            kind::USAGE => self.used(id, event),
             kind::TASK_PAUSED => self.set_current(id, TaskStatus::Paused),
             kind::TASK_RESUMED => self.resumed(id),
             kind::TASK_COMPLETED => self.finished(id, TaskStatus::Completed, event),
@@ -182,16 +183,23 @@ impl State {
             return;
         }
         let queued = self.queued.iter().position(|task| task.task == id).and_then(|at| self.queued.remove(at));
-        let task = match queued {
-            Some(mut task) => {
-                task.status = TaskStatus::Running;
-                task
-            }
+        let mut task = match queued {
+            Some(task) => task,
             None if self.ids.insert(id.to_owned()) => new_task(id, TaskStatus::Running, event),
             // It has ended before: an end is final.
             None => return,
         };
+        task.status = TaskStatus::Running;
+        task.started_at = Some(event.at.to_owned());
         self.current = Some(task);
+    }
+
+    fn used(&mut self, id: &str, event: Applied<'_>) {
+        if let Some(task) = self.current.as_mut().filter(|task| task.task == id)
+            && let Some(usage) = event.data.as_object()
+        {
+            task.usage.clone_from(usage);
+        }
     }
 
     fn set_current(&mut self, id: &str, status: TaskStatus) {
@@ -218,6 +226,9 @@ impl State {
         task.ended = Some(event.position);
         if status != TaskStatus::Stopped {
             task.result = event.data.clone();
+        }
+        if let Some(usage) = event.data["usage"].as_object() {
+            task.usage.clone_from(usage);
         }
         if self.finished.len() == FINISHED {
             self.finished.pop_front();
@@ -299,7 +310,9 @@ fn new_task(id: &str, status: TaskStatus, event: Applied<'_>) -> TaskView {
         status,
         prompt: event.data["prompt"].as_str().map(str::to_owned),
         queued_at: Some(event.at.to_owned()),
+        started_at: None,
         ended_at: None,
+        usage: Map::new(),
         result: Value::Null,
         ended: None,
     }

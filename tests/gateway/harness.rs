@@ -100,6 +100,8 @@ pub fn with_keys(mut config: Config, keys: &[(&str, &[Scope])]) -> Config {
         scopes: scopes.to_vec(),
         sha256: KeyDigest(Sha256::digest(format!("key-{id}").as_bytes()).into()),
         pool: false,
+        account: Default::default(),
+        balance: None,
     };
     config.keys = keys.iter().map(entry).collect();
     config

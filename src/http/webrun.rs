@@ -1,0 +1,10 @@
+//! The WebRun surfaces: REST for existing WebRun clients, and what their Socket.IO surface says and hears.
+//!
+//! Everything here translates. What a client may send in any of its documented generations becomes a command of the
+//! core ([`message`], [`parameters`]); what the log has becomes the bodies and frames that those clients read
+//! ([`frames`]); what is refused becomes a [`problem::Problem`].
+
+pub mod frames;
+pub mod message;
+pub mod parameters;
+pub mod problem;
