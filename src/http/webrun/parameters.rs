@@ -294,3 +294,6 @@ fn keep_without_prompt(session: &mut OpenSession, mut task: NewTask) {
     let kept = serde_json::to_value(task).expect("made of JSON");
     session.parameters.insert("task".to_owned(), kept);
 }
+
+#[cfg(test)]
+mod tests;
