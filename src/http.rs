@@ -14,6 +14,7 @@ pub mod written;
 pub mod ws;
 
 use std::{
+    any::Any,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize},
@@ -31,6 +32,7 @@ use axum::{
 };
 use onlooker_protocol::code::{Code, Refusal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
     auth::{Auth, CredentialId, Grant},
@@ -142,8 +144,14 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(|| async { Refused(Refusal::plain(Code::WrongMethod)) });
     checked
         .layer(middleware::from_fn_with_state(Arc::clone(&app.guard), guard::check))
+        .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::map_response_with_state(app.clone(), count_refusals))
         .with_state(app)
+}
+
+/// A handler's panic is its own: whoever asked is told, and the connection goes on. What the panic says stays here.
+fn panicked(_: Box<dyn Any + Send>) -> Response {
+    Refused(Refusal::plain(Code::Internal)).into_response()
 }
 
 /// Every refusal of every route counts, wherever it was decided.
@@ -294,4 +302,24 @@ pub fn unreadable(error: &serde_json::Error) -> Refusal {
         _ => "this is not JSON".to_owned(),
     };
     Refusal::new(Code::BadFrame, format!("{what}, at {place}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_a_handler_that_panics_hears_of_an_error_and_of_nothing_else() {
+        async fn panics() -> StatusCode {
+            panic!("typed: {}", String::from("hunter2"))
+        }
+        let router: Router = Router::new().route("/", get(panics)).layer(CatchPanicLayer::custom(panicked));
+        let response = router.oneshot(request::Request::new(axum::body::Body::empty())).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = axum::body::to_bytes(response.into_body(), 1024).await.unwrap();
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        assert!(body.contains("internal") && !body.contains("hunter2"), "{body}");
+    }
 }

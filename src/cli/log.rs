@@ -35,6 +35,7 @@ pub(crate) fn start(format: Format, default: &str) -> Result<(), Failure> {
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     // A second start in one process keeps the first.
     let _ = tracing::subscriber::set_global_default(subscriber(format, filter, colour, io::stderr));
+    super::panics::keep_quiet();
     Ok(())
 }
 
