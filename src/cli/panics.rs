@@ -34,7 +34,10 @@ mod tests {
         let made: [fn(&str); 3] = [
             |secret| drop(secret[..2].to_owned()),
             |secret| panic!("cannot log in with {secret}"),
-            |secret| drop(Err::<(), _>(secret.to_owned()).expect("a good password")),
+            |secret| {
+                let number: Result<u32, String> = secret.parse().map_err(|_| secret.to_owned());
+                let _ = number.expect("digits");
+            },
         ];
         for panicking in made {
             let payload = payload_of(panicking);
