@@ -25,7 +25,7 @@ use crate::{
         memory::MemoryEngine,
     },
     guardrail::GuardrailRules,
-    http::{self, App, Parts, events::Alive, guard::Guard, listener, tls},
+    http::{self, App, Parts, events::Alive, guard::Guard, listener, tls, webrun::rates::Rates},
     hub::Hub,
     ids::SessionId,
     images::ImageBounds,
@@ -133,6 +133,7 @@ impl Gateway {
 
         let guard = Arc::new(Guard::new(&config.listen, address, auth.is_open()));
         let limits = listener::ListenerLimits::from(&config);
+        let rates = Rates::new(config.webrun.requests_per_minute);
         let app = App::new(Parts {
             directory: directory.clone(),
             hub: Hub::new(stop.hub_tasks.clone(), stop.hub.clone()),
@@ -141,6 +142,7 @@ impl Gateway {
             metrics: Arc::clone(&services.metrics),
             guard,
             alive: Alive::default(),
+            rates,
             connections: AtomicUsize::new(0),
             ready: AtomicBool::new(true),
             stopping: stop.connections.clone(),

@@ -24,7 +24,7 @@ use std::{
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, FromRequestParts, State},
-    http::{HeaderMap, StatusCode, header, request},
+    http::{HeaderMap, StatusCode, Uri, header, request},
     middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -55,6 +55,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     pub guard: Arc<guard::Guard>,
     pub alive: events::Alive,
+    /// How often the holders of keys may begin something on the WebRun surfaces.
+    pub rates: webrun::rates::Rates,
     /// Open WebSockets and event streams, for the metric.
     pub connections: AtomicUsize,
     pub ready: AtomicBool,
@@ -133,17 +135,32 @@ pub fn router(app: App) -> Router {
         .route("/v1/subscribers/{id}/alive", post(events::alive))
         .route("/v1/tokens", post(rest::issue_token))
         .merge(operator::dashboard())
+        .merge(webrun::routes())
         .layer(DefaultBodyLimit::max(limits.http_body_bytes))
         .merge(publishing)
         .route("/healthz", get(operator::healthz))
         .route("/readyz", get(operator::readyz))
         .route("/metrics", get(operator::metrics))
-        .fallback(|| async { Refused(Refusal::plain(Code::NotFound)) })
-        .method_not_allowed_fallback(|| async { Refused(Refusal::plain(Code::WrongMethod)) });
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(wrong_method);
     checked
         .layer(middleware::from_fn_with_state(Arc::clone(&app.guard), guard::check))
         .layer(middleware::map_response_with_state(app.clone(), count_refusals))
         .with_state(app)
+}
+
+async fn no_such_path(uri: Uri) -> Response {
+    match webrun::is_ours(uri.path()) {
+        true => webrun::problem::Problem::no_such_path().into_response(),
+        false => Refused(Refusal::plain(Code::NotFound)).into_response(),
+    }
+}
+
+async fn wrong_method(uri: Uri) -> Response {
+    match webrun::is_ours(uri.path()) {
+        true => webrun::problem::Problem::wrong_method().into_response(),
+        false => Refused(Refusal::plain(Code::WrongMethod)).into_response(),
+    }
 }
 
 /// Every refusal of every route counts, wherever it was decided.

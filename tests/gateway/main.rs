@@ -20,3 +20,4 @@ mod runtimes;
 mod secrecy;
 mod slow;
 mod watching;
+mod webrun;
