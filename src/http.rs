@@ -28,7 +28,7 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header, request},
     middleware,
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use onlooker_protocol::code::{Code, Refusal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -38,6 +38,7 @@ use crate::{
     auth::{Auth, CredentialId, Grant},
     config::{Config, key::Scope},
     control::{Holder, HolderKey},
+    files::Files,
     guardrail::Actor,
     hub::Hub,
     ids::SessionId,
@@ -54,6 +55,7 @@ pub struct Parts {
     pub hub: Hub,
     pub auth: Auth,
     pub config: Config,
+    pub files: Files,
     pub metrics: Arc<Metrics>,
     pub guard: Arc<guard::Guard>,
     pub alive: events::Alive,
@@ -117,6 +119,9 @@ pub fn router(app: App) -> Router {
     let publishing = Router::new()
         .route("/v1/sessions/{id}/events", post(runtime::publish_over_http))
         .layer(DefaultBodyLimit::max(limits.events_body_bytes));
+    // The store has bounds of its own, and takes bodies as they come.
+    let uploading =
+        Router::new().route("/files/upload", post(webrun::files::upload)).layer(DefaultBodyLimit::disable());
     let checked = Router::new()
         .route("/v1/ws", get(ws::upgrade))
         .route("/v1/runtime", get(runtime::upgrade))
@@ -136,10 +141,14 @@ pub fn router(app: App) -> Router {
         .route("/v1/guardrails/{id}/why", get(rest::why))
         .route("/v1/subscribers/{id}/alive", post(events::alive))
         .route("/v1/tokens", post(rest::issue_token))
+        .route("/files/{file}", get(webrun::files::download))
+        .route("/environments/{environment}/files", get(webrun::files::of_environment))
+        .route("/environments/{environment}/files/{file}", delete(webrun::files::delete))
         .merge(operator::dashboard())
         .merge(webrun::routes())
         .layer(DefaultBodyLimit::max(limits.http_body_bytes))
         .merge(publishing)
+        .merge(uploading)
         .route("/healthz", get(operator::healthz))
         .route("/readyz", get(operator::readyz))
         .route("/metrics", get(operator::metrics))

@@ -2,13 +2,15 @@
 //!
 //! Everything here translates. What a client may send in any of its documented generations becomes a command of the
 //! core ([`message`], [`parameters`]); what the log has becomes the bodies and frames that those clients read
-//! ([`frames`], [`tasks`]); what is refused becomes a [`problem::Problem`].
+//! ([`frames`], [`tasks`]); what is refused becomes a [`problem::Problem`]. [`files`] has their uploads.
 
 pub mod access;
 pub mod body;
+pub mod files;
 pub mod frames;
 pub mod health;
 pub mod message;
+mod multipart;
 pub mod parameters;
 pub mod problem;
 pub mod rates;
