@@ -141,6 +141,7 @@ impl Gateway {
             metrics: Arc::clone(&services.metrics),
             guard,
             alive: Alive::default(),
+            socketio: Default::default(),
             connections: AtomicUsize::new(0),
             ready: AtomicBool::new(true),
             stopping: stop.connections.clone(),

@@ -1,12 +1,14 @@
 //! The surfaces over HTTP. Each translates at the edge and has no behaviour of its own.
 
 pub mod body;
+pub mod cors;
 pub mod events;
 pub mod guard;
 pub mod listener;
 pub mod operator;
 pub mod rest;
 pub mod runtime;
+pub mod socketio;
 pub mod tls;
 pub mod webrun;
 pub mod wire;
@@ -27,7 +29,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header, request},
     middleware,
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{any, get, post},
 };
 use onlooker_protocol::code::{Code, Refusal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -55,6 +57,7 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     pub guard: Arc<guard::Guard>,
     pub alive: events::Alive,
+    pub socketio: socketio::SocketIo,
     /// Open WebSockets and event streams, for the metric.
     pub connections: AtomicUsize,
     pub ready: AtomicBool,
@@ -113,6 +116,7 @@ pub fn router(app: App) -> Router {
     let publishing = Router::new()
         .route("/v1/sessions/{id}/events", post(runtime::publish_over_http))
         .layer(DefaultBodyLimit::max(limits.events_body_bytes));
+    let socketio = Router::new().route("/socket.io/", any(socketio::handle)).layer(cors::layer());
     let checked = Router::new()
         .route("/v1/ws", get(ws::upgrade))
         .route("/v1/runtime", get(runtime::upgrade))
@@ -135,6 +139,7 @@ pub fn router(app: App) -> Router {
         .merge(operator::dashboard())
         .layer(DefaultBodyLimit::max(limits.http_body_bytes))
         .merge(publishing)
+        .merge(socketio)
         .route("/healthz", get(operator::healthz))
         .route("/readyz", get(operator::readyz))
         .route("/metrics", get(operator::metrics))
