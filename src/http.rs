@@ -1,12 +1,14 @@
 //! The surfaces over HTTP. Each translates at the edge and has no behaviour of its own.
 
 pub mod body;
+pub mod cors;
 pub mod events;
 pub mod guard;
 pub mod listener;
 pub mod operator;
 pub mod rest;
 pub mod runtime;
+pub mod socketio;
 pub mod tls;
 pub mod webrun;
 pub mod wire;
@@ -28,7 +30,7 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header, request},
     middleware,
     response::{IntoResponse, Response},
-    routing::{delete, get, post},
+    routing::{any, get, post},
 };
 use onlooker_protocol::code::{Code, Refusal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -61,6 +63,7 @@ pub struct Parts {
     pub alive: events::Alive,
     /// How often the holders of keys may begin something on the WebRun surfaces.
     pub rates: webrun::rates::Rates,
+    pub socketio: socketio::SocketIo,
     /// Open WebSockets and event streams, for the metric.
     pub connections: AtomicUsize,
     pub ready: AtomicBool,
@@ -119,9 +122,7 @@ pub fn router(app: App) -> Router {
     let publishing = Router::new()
         .route("/v1/sessions/{id}/events", post(runtime::publish_over_http))
         .layer(DefaultBodyLimit::max(limits.events_body_bytes));
-    // The store has bounds of its own, and takes bodies as they come.
-    let uploading =
-        Router::new().route("/files/upload", post(webrun::files::upload)).layer(DefaultBodyLimit::disable());
+    let socketio = Router::new().route("/socket.io/", any(socketio::handle)).layer(cors::layer());
     let checked = Router::new()
         .route("/v1/ws", get(ws::upgrade))
         .route("/v1/runtime", get(runtime::upgrade))
@@ -141,14 +142,11 @@ pub fn router(app: App) -> Router {
         .route("/v1/guardrails/{id}/why", get(rest::why))
         .route("/v1/subscribers/{id}/alive", post(events::alive))
         .route("/v1/tokens", post(rest::issue_token))
-        .route("/files/{file}", get(webrun::files::download))
-        .route("/environments/{environment}/files", get(webrun::files::of_environment))
-        .route("/environments/{environment}/files/{file}", delete(webrun::files::delete))
         .merge(operator::dashboard())
-        .merge(webrun::routes())
         .layer(DefaultBodyLimit::max(limits.http_body_bytes))
         .merge(publishing)
-        .merge(uploading)
+        .merge(webrun::routes(limits).layer(cors::layer()))
+        .merge(socketio)
         .route("/healthz", get(operator::healthz))
         .route("/readyz", get(operator::readyz))
         .route("/metrics", get(operator::metrics))

@@ -21,13 +21,17 @@ pub mod urls;
 
 use axum::{
     Router,
-    routing::{get, post},
+    extract::DefaultBodyLimit,
+    routing::{delete, get, post},
 };
 
 use super::App;
+use crate::config::Limits;
 
 /// The routes over REST.
-pub fn routes() -> Router<App> {
+pub fn routes(limits: &Limits) -> Router<App> {
+    // The store of files has bounds of its own, and takes bodies as they come.
+    let uploading = Router::new().route("/files/upload", post(files::upload)).layer(DefaultBodyLimit::disable());
     Router::new()
         .route("/start/start-session", post(start::start_session))
         .route("/start/run-task", post(start::run_task))
@@ -36,6 +40,11 @@ pub fn routes() -> Router<App> {
         .route("/start/active-sockets", get(health::active_sockets))
         .route("/start/session-status/{session}", get(health::session_status))
         .route("/task/{session}/{task}", get(tasks::poll))
+        .route("/files/{file}", get(files::download))
+        .route("/environments/{environment}/files", get(files::of_environment))
+        .route("/environments/{environment}/files/{file}", delete(files::delete))
+        .layer(DefaultBodyLimit::max(limits.http_body_bytes))
+        .merge(uploading)
 }
 
 /// Whether a path is one of these surfaces', also where nothing answers to it: its refusals are in WebRun's form.
