@@ -8,6 +8,7 @@ pub mod operator;
 pub mod rest;
 pub mod runtime;
 pub mod tls;
+pub mod view;
 pub mod webrun;
 pub mod wire;
 pub mod written;
@@ -133,6 +134,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/subscribers/{id}/alive", post(events::alive))
         .route("/v1/tokens", post(rest::issue_token))
         .merge(operator::dashboard())
+        .merge(view::routes())
         .layer(DefaultBodyLimit::max(limits.http_body_bytes))
         .merge(publishing)
         .route("/healthz", get(operator::healthz))
