@@ -10,6 +10,7 @@ pub mod rest;
 pub mod runtime;
 pub mod socketio;
 pub mod tls;
+pub mod view;
 pub mod webrun;
 pub mod wire;
 pub mod written;
@@ -143,6 +144,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/subscribers/{id}/alive", post(events::alive))
         .route("/v1/tokens", post(rest::issue_token))
         .merge(operator::dashboard())
+        .merge(view::routes())
         .layer(DefaultBodyLimit::max(limits.http_body_bytes))
         .merge(publishing)
         .merge(webrun::routes(limits).layer(cors::layer()))
