@@ -49,7 +49,7 @@ pub fn routes(limits: &Limits) -> Router<App> {
 
 /// Whether a path is one of these surfaces', also where nothing answers to it: its refusals are in WebRun's form.
 pub fn is_ours(path: &str) -> bool {
-    ["/start", "/task", "/files"]
+    ["/start", "/task", "/files", "/environments"]
         .iter()
         .any(|prefix| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
