@@ -24,6 +24,7 @@ use crate::{
         disk::{DiskEngine, DiskOptions, OpenError},
         memory::MemoryEngine,
     },
+    files::{Files, FilesOptions},
     guardrail::GuardrailRules,
     http::{self, App, Parts, events::Alive, guard::Guard, listener, tls, webrun::rates::Rates},
     hub::Hub,
@@ -62,6 +63,8 @@ pub enum StartError {
     Data(#[from] OpenError),
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    #[error("the directory of uploaded files cannot be used")]
+    Files(#[source] io::Error),
     #[error("the key that signs tokens cannot be read or kept")]
     SigningKey(#[source] EngineError),
 }
@@ -118,6 +121,7 @@ impl Gateway {
         let times = outbox_times(&config);
         let (outbox, dispatcher) = Outbox::new(Arc::clone(&engine), notifiers(&config, times)?, times);
         let stop = Stop::new(config.times.drain);
+        let files = Files::open(FilesOptions::from(&config)).await.map_err(StartError::Files)?;
         let auth = Auth::with_signing_key(&config, signing_key(&*engine).await?);
         let services = Arc::new(services(&config, Arc::clone(&engine), outbox));
         let directory = Directory::new(Arc::clone(&services), stop.owner_tasks.clone(), stop.owners.clone());
@@ -134,15 +138,18 @@ impl Gateway {
         let guard = Arc::new(Guard::new(&config.listen, address, auth.is_open()));
         let limits = listener::ListenerLimits::from(&config);
         let rates = Rates::new(config.webrun.requests_per_minute);
+        stop.tasks.spawn(files.clone().expire(stop.connections.clone()));
         let app = App::new(Parts {
             directory: directory.clone(),
             hub: Hub::new(stop.hub_tasks.clone(), stop.hub.clone()),
             auth,
             config,
+            files,
             metrics: Arc::clone(&services.metrics),
             guard,
             alive: Alive::default(),
             rates,
+            socketio: Default::default(),
             connections: AtomicUsize::new(0),
             ready: AtomicBool::new(true),
             stopping: stop.connections.clone(),

@@ -1,19 +1,23 @@
 //! The surfaces over HTTP. Each translates at the edge and has no behaviour of its own.
 
 pub mod body;
+pub mod cors;
 pub mod events;
 pub mod guard;
 pub mod listener;
 pub mod operator;
 pub mod rest;
 pub mod runtime;
+pub mod socketio;
 pub mod tls;
+pub mod view;
 pub mod webrun;
 pub mod wire;
 pub mod written;
 pub mod ws;
 
 use std::{
+    any::Any,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize},
@@ -27,15 +31,17 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header, request},
     middleware,
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{any, get, post},
 };
 use onlooker_protocol::code::{Code, Refusal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
     auth::{Auth, CredentialId, Grant},
     config::{Config, key::Scope},
     control::{Holder, HolderKey},
+    files::Files,
     guardrail::Actor,
     hub::Hub,
     ids::SessionId,
@@ -52,11 +58,13 @@ pub struct Parts {
     pub hub: Hub,
     pub auth: Auth,
     pub config: Config,
+    pub files: Files,
     pub metrics: Arc<Metrics>,
     pub guard: Arc<guard::Guard>,
     pub alive: events::Alive,
     /// How often the holders of keys may begin something on the WebRun surfaces.
     pub rates: webrun::rates::Rates,
+    pub socketio: socketio::SocketIo,
     /// Open WebSockets and event streams, for the metric.
     pub connections: AtomicUsize,
     pub ready: AtomicBool,
@@ -115,6 +123,7 @@ pub fn router(app: App) -> Router {
     let publishing = Router::new()
         .route("/v1/sessions/{id}/events", post(runtime::publish_over_http))
         .layer(DefaultBodyLimit::max(limits.events_body_bytes));
+    let socketio = Router::new().route("/socket.io/", any(socketio::handle)).layer(cors::layer());
     let checked = Router::new()
         .route("/v1/ws", get(ws::upgrade))
         .route("/v1/runtime", get(runtime::upgrade))
@@ -135,9 +144,11 @@ pub fn router(app: App) -> Router {
         .route("/v1/subscribers/{id}/alive", post(events::alive))
         .route("/v1/tokens", post(rest::issue_token))
         .merge(operator::dashboard())
-        .merge(webrun::routes())
+        .merge(view::routes())
         .layer(DefaultBodyLimit::max(limits.http_body_bytes))
         .merge(publishing)
+        .merge(webrun::routes(limits).layer(cors::layer()))
+        .merge(socketio)
         .route("/healthz", get(operator::healthz))
         .route("/readyz", get(operator::readyz))
         .route("/metrics", get(operator::metrics))
@@ -145,8 +156,14 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(wrong_method);
     checked
         .layer(middleware::from_fn_with_state(Arc::clone(&app.guard), guard::check))
+        .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::map_response_with_state(app.clone(), count_refusals))
         .with_state(app)
+}
+
+/// A handler's panic is its own: whoever asked is told, and the connection goes on. What the panic says stays here.
+fn panicked(_: Box<dyn Any + Send>) -> Response {
+    Refused(Refusal::plain(Code::Internal)).into_response()
 }
 
 async fn no_such_path(uri: Uri) -> Response {
@@ -311,4 +328,24 @@ pub fn unreadable(error: &serde_json::Error) -> Refusal {
         _ => "this is not JSON".to_owned(),
     };
     Refusal::new(Code::BadFrame, format!("{what}, at {place}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_a_handler_that_panics_hears_of_an_error_and_of_nothing_else() {
+        async fn panics() -> StatusCode {
+            panic!("typed: {}", String::from("hunter2"))
+        }
+        let router: Router = Router::new().route("/", get(panics)).layer(CatchPanicLayer::custom(panicked));
+        let response = router.oneshot(request::Request::new(axum::body::Body::empty())).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = axum::body::to_bytes(response.into_body(), 1024).await.unwrap();
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        assert!(body.contains("internal") && !body.contains("hunter2"), "{body}");
+    }
 }

@@ -33,6 +33,7 @@ pub mod auth;
 pub mod board;
 pub mod clock;
 pub mod config;
+pub mod files;
 pub mod ids;
 pub mod images;
 pub mod metrics;

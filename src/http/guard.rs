@@ -26,7 +26,7 @@ use crate::config::Listen;
 /// Reached from chats and from chat users' browsers.
 const PUBLIC: &[&str] = &["/v1/hooks/", "/form/", "/view/"];
 /// Answered with CORS `*` and without credentials.
-const WEBRUN: &[&str] = &["/start/", "/task/", "/files/", "/socket.io/", "/view/"];
+const WEBRUN: &[&str] = &["/start/", "/task/", "/files/", "/environments/", "/socket.io/", "/view/"];
 
 /// The rules of one gateway.
 #[derive(Clone, Debug)]

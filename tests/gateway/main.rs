@@ -9,6 +9,7 @@ mod answers;
 mod bad_input;
 mod doors;
 mod engine;
+mod files;
 mod flow;
 mod model;
 mod pages;

@@ -145,6 +145,14 @@ impl TaskLink for Script {
         &self.prompt
     }
 
+    fn starting_url(&self) -> Option<&str> {
+        None
+    }
+
+    fn proxy(&self) -> &Value {
+        &Value::Null
+    }
+
     async fn publish(&self, kind: &str, data: Value) {
         self.note(Seen::Event(kind.to_owned(), data));
     }
@@ -186,6 +194,15 @@ impl TaskLink for Script {
     async fn ready(&self) {
         let mut paused = self.paused.subscribe();
         paused.wait_for(|paused| !paused).await.unwrap();
+    }
+
+    async fn held(&self) {
+        let mut paused = self.paused.subscribe();
+        paused.wait_for(|paused| *paused).await.unwrap();
+    }
+
+    fn is_held(&self) -> bool {
+        *self.paused.borrow()
     }
 
     async fn interaction(&self) -> Map<String, Value> {
