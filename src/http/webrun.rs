@@ -5,6 +5,7 @@
 //! ([`frames`], [`tasks`]); what is refused becomes a [`problem::Problem`]. [`files`] has their uploads.
 
 pub mod access;
+pub mod attachments;
 pub mod body;
 pub mod files;
 pub mod frames;
