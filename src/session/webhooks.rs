@@ -179,6 +179,8 @@ impl Owner {
     /// The request, once it is recorded that it is being sent.
     pub(super) async fn begin_webhook(&mut self, task: &str) -> Result<Option<Post>, OwnershipLost> {
         let Some(Standing::Over(ending)) = self.standing_of(task) else {
+            // So many tasks have ended since that this one's result is no longer known.
+            self.services.metrics.task_webhook("given_up");
             self.drop_webhook(task);
             return Ok(None);
         };

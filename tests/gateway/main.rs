@@ -20,4 +20,5 @@ mod resume;
 mod runtimes;
 mod secrecy;
 mod slow;
+mod task_webhooks;
 mod watching;

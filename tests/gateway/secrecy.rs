@@ -79,7 +79,7 @@ fn assert_clean(place: &str, text: &str) {
 }
 
 /// Everything that this process writes to its log, at the finest level of our own targets.
-fn log() -> Arc<Mutex<Vec<u8>>> {
+pub fn log() -> Arc<Mutex<Vec<u8>>> {
     static LOG: OnceLock<Arc<Mutex<Vec<u8>>>> = OnceLock::new();
     let begin = || {
         let log = Arc::<Mutex<Vec<u8>>>::default();
