@@ -20,5 +20,6 @@ mod resume;
 mod runtimes;
 mod secrecy;
 mod slow;
+mod task_webhooks;
 mod watching;
 mod webrun;
