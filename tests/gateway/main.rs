@@ -21,5 +21,6 @@ mod runtimes;
 mod secrecy;
 mod slow;
 mod task_webhooks;
+mod socketio;
 mod watching;
 mod webrun;
