@@ -19,4 +19,5 @@ mod resume;
 mod runtimes;
 mod secrecy;
 mod slow;
+mod view;
 mod watching;
