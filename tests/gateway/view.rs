@@ -91,14 +91,20 @@ async fn the_page_may_be_framed_by_anybody_and_tells_nobody_where_it_is() {
 #[tokio::test]
 async fn an_unknown_session_gets_a_friendly_page_that_names_nothing() {
     let gateway = TestGateway::start().await;
-    for id in ["aaaaaaaaaaaaaaaaaaaa", "x", "%3Cscript%3E"] {
+    for id in ["aaaaaaaaaaaaaaaaaaaa", "zzyzx", "%3Cmarquee%3E"] {
         let response = gateway.http.get(format!("{}/view/{id}", gateway.url)).send().await.unwrap();
         assert_eq!(
             (response.status().as_u16(), &response.headers()["content-type"]),
             (404, &"text/html; charset=utf-8".parse().unwrap())
         );
         let text = response.text().await.unwrap();
-        assert!(text.contains("There is no such session") && !text.contains(id) && !text.contains("{{"), "{text}");
+        assert!(
+            text.contains("There is no such session")
+                && !text.contains(id)
+                && !text.contains("marquee")
+                && !text.contains("{{"),
+            "{text}"
+        );
     }
     let (status, refusal) = gateway.get("/view/aaaaaaaaaaaaaaaaaaaa/state").await;
     assert_eq!((status, &refusal["error"]), (404, &json!("unknown_session")));
@@ -253,8 +259,13 @@ async fn a_person_at_the_framed_view_counts_and_answers() {
     runtime.ask(&session, "sign-in", more).await;
     view.wait_for("document.querySelector('.card h4')?.textContent === 'Please sign in'").await;
     view.wait_for("document.title.startsWith('(1)')").await;
+    let phone = json!({ "width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": true });
+    view.call("Emulation.setDeviceMetricsOverride", phone).await;
+    view.wait_for("document.querySelector('.card button[type=submit]').getClientRects().length").await;
+    view.wait_for("document.documentElement.scrollWidth <= 390 && innerWidth === 390").await;
     view.keep_picture("view", (390, 844)).await;
     view.keep_picture("view", (1024, 600)).await;
+    view.call("Emulation.clearDeviceMetricsOverride", json!({})).await;
     page.keep_picture("view-framed", (1280, 800)).await;
     view.click("document.querySelectorAll('.card input')[0]").await;
     view.type_text("ada@shop.example").await;

@@ -45,7 +45,7 @@ impl House {
             gateway: Url::parse(&url).unwrap(),
             token: None,
             name: "chromium".to_owned(),
-            capacity: 2,
+            capacity: 8,
             labels: labels(),
         };
         let stop = CancellationToken::new();
