@@ -126,22 +126,24 @@ impl Gatekeeper {
         }
     }
 
+    /// `None` when the browser is gone.
     async fn answer(&mut self, event: &Value) -> Option<()> {
         let request = &event["params"]["requestId"];
-        match event["method"].as_str()? {
+        match event["method"].as_str().unwrap_or_default() {
             "Fetch.requestPaused" => {
                 self.tell("Fetch.continueRequest", json!({"requestId": request})).await.map(|_| ())
             }
             "Fetch.authRequired" => {
                 let by_proxy = event["params"]["authChallenge"]["source"] == "Proxy";
-                let response = match (by_proxy, self.is_first(request)) {
-                    (true, true) => json!({
+                let response = if by_proxy && self.is_first(request) {
+                    json!({
                         "response": "ProvideCredentials",
                         "username": &*self.login.user,
                         "password": self.login.password.as_str(),
-                    }),
-                    (true, false) => json!({"response": "CancelAuth"}),
-                    (false, _) => json!({"response": "Default"}),
+                    })
+                } else {
+                    // The browser's own dialogue would wait for somebody who does not see it.
+                    json!({"response": "CancelAuth"})
                 };
                 let answer = json!({"requestId": request, "authChallengeResponse": response});
                 self.tell("Fetch.continueWithAuth", answer).await.map(|_| ())
@@ -180,11 +182,7 @@ impl Gatekeeper {
     async fn next(&mut self) -> Option<Value> {
         loop {
             if let Message::Text(text) = self.socket.next().await?.ok()? {
-                // Only commands' answers and events come here, and those that are not read mean nothing.
-                let message: Value = serde_json::from_str(&text).ok()?;
-                if !message["method"].is_string() || message["method"] != "Target.attachedToTarget" {
-                    return Some(message);
-                }
+                return serde_json::from_str(&text).ok();
             }
         }
     }
