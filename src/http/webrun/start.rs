@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     auth::Grant,
+    files::Files,
     http::App,
     ids::SessionId,
     session::{Created, NewSession, Origin},
@@ -58,14 +59,17 @@ pub async fn run_task(
 }
 
 /// Files that tasks of this client may name.
-pub fn known_files(_app: &App, _grant: &Grant) -> impl KnownFiles {
-    struct Every;
-    impl KnownFiles for Every {
-        fn is_known(&self, _file: &str) -> bool {
-            true
+pub fn known_files<'a>(app: &'a App, grant: &'a Grant) -> impl KnownFiles + 'a {
+    struct OfProject<'a> {
+        files: &'a Files,
+        project: &'a str,
+    }
+    impl KnownFiles for OfProject<'_> {
+        fn is_known(&self, file: &str) -> bool {
+            self.files.known(self.project, &[file.to_owned()]).is_ok()
         }
     }
-    Every
+    OfProject { files: &app.files, project: &grant.project }
 }
 
 /// # Errors
