@@ -75,9 +75,11 @@ impl From<ConfigError> for Failure {
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let status = match error {
-            StartError::Listen { .. } | StartError::Data(_) | StartError::Restore(_) | StartError::SigningKey(_) => {
-                Status::Failed
-            }
+            StartError::Listen { .. }
+            | StartError::Data(_)
+            | StartError::Restore(_)
+            | StartError::Files(_)
+            | StartError::SigningKey(_) => Status::Failed,
             StartError::Config(_) | StartError::Tls(_) | StartError::Webhook(_) => Status::Usage,
         };
         Self::new(status, chain(&error))

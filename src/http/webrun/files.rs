@@ -86,14 +86,14 @@ async fn take(app: &App, grant: &Grant, form: &mut Form) -> Result<Vec<FileInfo>
 /// None for what browsers send when nothing was chosen: no name and no content.
 async fn take_file(app: &App, mut part: Part<'_>) -> Result<Option<Uploaded>, Problem> {
     let named = part.file_name().is_some_and(|name| !name.is_empty());
-    let mut first = part.chunk().await?;
-    if !named && first.is_none() {
+    let mut next = part.chunk().await?;
+    if !named && next.is_none() {
         return Ok(None);
     }
     let mut upload = app.files.begin(part.file_name().unwrap_or_default()).await.map_err(not_stored)?;
-    while let Some(bytes) = first {
+    while let Some(bytes) = next {
         upload.write(&bytes).await.map_err(not_stored)?;
-        first = part.chunk().await?;
+        next = part.chunk().await?;
     }
     upload.finish().await.map(Some).map_err(not_stored)
 }

@@ -111,14 +111,18 @@ impl Part<'_> {
         self.field.file_name()
     }
 
-    /// The next bytes of its content.
+    /// The next bytes of its content, at least one.
     ///
     /// # Errors
     /// As [`Form::next`].
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Problem> {
-        let chunk = self.field.chunk().await.map_err(|error| unreadable(&error))?;
-        self.feed.found();
-        Ok(chunk)
+        loop {
+            let chunk = self.field.chunk().await.map_err(|error| unreadable(&error))?;
+            self.feed.found();
+            if chunk.as_ref().is_none_or(|chunk| !chunk.is_empty()) {
+                return Ok(chunk);
+            }
+        }
     }
 }
 
