@@ -149,6 +149,7 @@ impl Gateway {
             guard,
             alive: Alive::default(),
             rates,
+            socketio: Default::default(),
             connections: AtomicUsize::new(0),
             ready: AtomicBool::new(true),
             stopping: stop.connections.clone(),

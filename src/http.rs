@@ -1,12 +1,14 @@
 //! The surfaces over HTTP. Each translates at the edge and has no behaviour of its own.
 
 pub mod body;
+pub mod cors;
 pub mod events;
 pub mod guard;
 pub mod listener;
 pub mod operator;
 pub mod rest;
 pub mod runtime;
+pub mod socketio;
 pub mod tls;
 pub mod webrun;
 pub mod wire;
@@ -27,7 +29,7 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header, request},
     middleware,
     response::{IntoResponse, Response},
-    routing::{delete, get, post},
+    routing::{any, delete, get, post},
 };
 use onlooker_protocol::code::{Code, Refusal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -59,6 +61,7 @@ pub struct Parts {
     pub alive: events::Alive,
     /// How often the holders of keys may begin something on the WebRun surfaces.
     pub rates: webrun::rates::Rates,
+    pub socketio: socketio::SocketIo,
     /// Open WebSockets and event streams, for the metric.
     pub connections: AtomicUsize,
     pub ready: AtomicBool,
@@ -120,6 +123,7 @@ pub fn router(app: App) -> Router {
     // The store has bounds of its own, and takes bodies as they come.
     let uploading =
         Router::new().route("/files/upload", post(webrun::files::upload)).layer(DefaultBodyLimit::disable());
+    let socketio = Router::new().route("/socket.io/", any(socketio::handle)).layer(cors::layer());
     let checked = Router::new()
         .route("/v1/ws", get(ws::upgrade))
         .route("/v1/runtime", get(runtime::upgrade))
@@ -147,6 +151,7 @@ pub fn router(app: App) -> Router {
         .layer(DefaultBodyLimit::max(limits.http_body_bytes))
         .merge(publishing)
         .merge(uploading)
+        .merge(socketio)
         .route("/healthz", get(operator::healthz))
         .route("/readyz", get(operator::readyz))
         .route("/metrics", get(operator::metrics))
