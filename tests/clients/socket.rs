@@ -103,7 +103,7 @@ impl Scene {
     }
 
     /// What every client is to be shown between joining and the end, in this order.
-    pub async fn play(&mut self, program: &mut Program) -> Value {
+    pub async fn play(&mut self, mut program: Program) -> Value {
         program.says("connected").await;
         // Beside the upgrade, where there is one.
         self.act(1..=30).await;
@@ -116,7 +116,7 @@ impl Scene {
         self.runtime.publish(&self.session, "guardrail_taken", json!({ "guardrailId": "g", "revision": 1 })).await;
         self.act(31..=40).await;
         self.complete().await;
-        program.says("end").await
+        program.ends().await
     }
 
     /// What [`Self::play`] must have looked like.
@@ -149,8 +149,8 @@ impl Scene {
 
 async fn follow(client: Client) {
     let mut scene = Scene::begin(ordinary()).await;
-    let mut program = client.program("socket/follow.mjs", &scene.session).against(&scene.gateway.url);
-    let end = scene.play(&mut program).await;
+    let program = client.program("socket/follow.mjs", &scene.session).against(&scene.gateway.url);
+    let end = scene.play(program).await;
     scene.was_heard_in_full(&end);
     assert_eq!(end["transport"], client.transport());
     scene.gateway.stop().await;
@@ -288,6 +288,21 @@ async fn a_lost_and_a_found_runtime_are_told() {
     scene.runtime = scene.gateway.runtime().await;
     scene.gateway.stop().await;
 }
+
+async fn a_client_stays_away_after_the_end(client: Client) {
+    let mut scene = Scene::begin(ordinary()).await;
+    let mut program = client.program("socket/join.mjs", &scene.session).against(&scene.gateway.url);
+    program.says("connected").await;
+    scene.complete().await;
+    let words = [program.next("the result").await, program.next("the end").await, program.next("the leave").await];
+    assert_eq!(words[0]["data"]["type"], "task_completed");
+    assert_eq!(words[1]["event"], "end_session");
+    // What its library calls a disconnect by the server: it does not come back, only to be refused.
+    assert_eq!(words[2], json!({ "at": "disconnected", "reason": "io server disconnect" }));
+    scene.gateway.stop().await;
+}
+
+every_client!(a_client_stays_away_after_the_end: newest "socket.io-client");
 
 #[tokio::test]
 async fn a_session_that_has_ended_refuses_who_comes_too_late() {

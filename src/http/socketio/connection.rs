@@ -16,7 +16,7 @@ use super::{
     forms::Item,
     hearing::Partial,
     joining::Joined,
-    packet::{EnginePacket, PING},
+    packet::{DISCONNECT, EnginePacket, PING},
     payload::{self, Part},
     transport::{Transport, Turn},
 };
@@ -315,13 +315,17 @@ impl Connection {
         }
     }
 
-    /// Says goodbye and lets go. Never with a Socket.IO disconnect: after that a client does not come back by itself.
+    /// Says goodbye and lets go. With a Socket.IO disconnect only where there is nothing to come back to: after that a
+    /// client does not come back by itself.
     pub(super) async fn finish(mut self: Box<Self>, ended: Ended) {
         tracing::debug!(connection = %self.id, ?ended, "a Socket.IO connection ends");
         if let Some(code) = ended.code() {
             self.app.metrics.closed(code);
         }
         self.leave(Leave::Abnormal).await;
+        if ended == Ended::SessionOver {
+            self.send(Utf8Bytes::from_static(DISCONNECT));
+        }
         let (wire, polling) = self.transport.into_parts();
         match (wire, polling) {
             (Some(wire), _) => {

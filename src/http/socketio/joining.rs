@@ -67,10 +67,10 @@ enum Has {
 
 impl Has {
     fn of(auth: &Map<String, Value>) -> Self {
-        let position = |name: &str| auth.get(name).map(|value| value.as_str().and_then(|text| text.parse().ok()));
-        match (position("offset"), position("pid")) {
+        let offset = auth.get("offset").map(|value| value.as_str().and_then(|text| text.parse().ok()));
+        match (offset, Pid::of(auth)) {
             (Some(Some(offset)), _) => Self::Everything(offset),
-            (None, Some(Some(pid))) => Self::ConnectedAt(pid),
+            (None, Some(pid)) => Self::ConnectedAt(pid.at),
             // What cannot be read is nobody's place in the log.
             _ => Self::Nothing,
         }
@@ -81,6 +81,29 @@ impl Has {
             Self::Nothing => Since::Latest,
             Self::ConnectedAt(position) | Self::Everything(position) => Since::After(position),
         }
+    }
+}
+
+/// `pid`, the word that a client gives back when it comes again, and by which it knows that it has gone on where it was.
+/// With the id that it had: a client that was recovered keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Pid {
+    /// Where it was connected first.
+    at: Position,
+    sid: String,
+}
+
+impl Pid {
+    fn of(auth: &Map<String, Value>) -> Option<Self> {
+        let (at, sid) = auth.get("pid")?.as_str()?.rsplit_once(':')?;
+        let is_id = sid.len() == 20 && sid.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        is_id.then_some(Self { at: at.parse().ok()?, sid: sid.to_owned() })
+    }
+}
+
+impl std::fmt::Display for Pid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.at, self.sid)
     }
 }
 
@@ -101,7 +124,10 @@ impl Connection {
         match self.join(auth).await {
             Ok((joined, pid)) => {
                 self.joined = Some(Box::new(joined));
-                self.send(packet::connected(&random_id(), &pid));
+                self.send(match pid {
+                    Some(pid) => packet::connected(&pid.sid, &pid.to_string()),
+                    None => packet::connected(&random_id(), ""),
+                });
             }
             Err(refusal) => {
                 if matches!(refusal.code, Code::UnknownSession | Code::Unauthorized | Code::Invalid) {
@@ -119,7 +145,7 @@ impl Connection {
         self.send(packet::refused("", &error));
     }
 
-    async fn join(&mut self, auth: &Map<String, Value>) -> Result<(Joined, String), Refusal> {
+    async fn join(&mut self, auth: &Map<String, Value>) -> Result<(Joined, Option<Pid>), Refusal> {
         let id = auth.get("sessionId").and_then(Value::as_str);
         let id = id.ok_or_else(|| Refusal::new(Code::Invalid, "auth.sessionId names the session to join"))?;
         let (session, grant) = self.app.opened_by_id(id)?;
@@ -143,9 +169,9 @@ impl Connection {
         let following = Following::begin(session, engine, &self.app.hub, (&self.signal, 0), wanted, newcomer);
         let has = if following.begins_with_gap() { Has::Nothing } else { has };
         // The same word again tells the client that it has gone on where it was.
-        let known = auth.get("pid").and_then(Value::as_str).filter(|_| has != Has::Nothing);
-        let begins = || following.position().map(|position| position.to_string()).unwrap_or_default();
-        let pid = known.map_or_else(begins, str::to_owned);
+        let known = Pid::of(auth).filter(|_| has != Has::Nothing);
+        let begins = || following.position().map(|at| Pid { at, sid: random_id() });
+        let pid = known.or_else(begins);
         let joined = Joined {
             following,
             grant,
