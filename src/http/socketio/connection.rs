@@ -16,7 +16,7 @@ use super::{
     forms::Item,
     hearing::Partial,
     joining::Joined,
-    packet::{DISCONNECT, EnginePacket, PING},
+    packet::{CLOSE, DISCONNECT, EnginePacket, NOOP, PING},
     payload::{self, Part},
     transport::{Transport, Turn},
 };
@@ -323,17 +323,22 @@ impl Connection {
             self.app.metrics.closed(code);
         }
         self.leave(Leave::Abnormal).await;
-        if ended == Ended::SessionOver {
-            self.send(Utf8Bytes::from_static(DISCONNECT));
-        }
         let (wire, polling) = self.transport.into_parts();
         match (wire, polling) {
-            (Some(wire), _) => {
+            (Some(mut wire), _) => {
+                if ended == Ended::SessionOver {
+                    wire.send_text_shared(Utf8Bytes::from_static(DISCONNECT));
+                }
                 if let Some((code, reason)) = ended.close() {
                     wire.close_with(code, reason, GOODBYE, ended != Ended::TooSlow).await;
                 }
             }
-            (None, Some(mut polling)) => polling.say_goodbye(ended == Ended::ByPeer),
+            (None, Some(mut polling)) => polling.say_goodbye(match ended {
+                Ended::ByPeer => NOOP,
+                // Without a close behind it: that would be heard first.
+                Ended::SessionOver => DISCONNECT,
+                _ => CLOSE,
+            }),
             (None, None) => {}
         }
     }

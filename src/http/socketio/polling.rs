@@ -17,7 +17,7 @@ use super::{
     super::wire::{Turn, Wire},
     desk::{Asked, Place},
     forms::Item,
-    packet::{CLOSE, NOOP, PROBE, PROBE_ANSWER},
+    packet::{NOOP, PROBE, PROBE_ANSWER},
     payload,
 };
 
@@ -177,11 +177,11 @@ impl Polling {
         }
     }
 
-    /// The last word to whoever waits: what was queued, as far as it fits, then that it is over.
-    pub(super) fn say_goodbye(&mut self, by_peer: bool) {
+    /// The last word to whoever waits, behind what was queued, as far as it fits.
+    pub(super) fn say_goodbye(&mut self, word: &'static str) {
         let Some(waiting) = self.waiting.take() else { return };
         let mut items = self.take_body(PACKETS - 1);
-        items.push(Item::Text(if by_peer { NOOP } else { CLOSE }.into()));
+        items.push(Item::Text(word.into()));
         self.answer(waiting, payload::join(items), None);
     }
 
