@@ -14,7 +14,7 @@ const MAX_AGE: Duration = Duration::from_secs(3600);
 pub fn layer() -> CorsLayer {
     CorsLayer::new()
         .allow_origin(Any)
-        .allow_methods([Method::GET, Method::POST])
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(Any)
         .max_age(MAX_AGE)

@@ -5,6 +5,7 @@
 //! ([`frames`], [`tasks`]); what is refused becomes a [`problem::Problem`]. [`files`] has their uploads.
 
 pub mod access;
+pub mod attachments;
 pub mod body;
 pub mod files;
 pub mod frames;
@@ -21,13 +22,17 @@ pub mod urls;
 
 use axum::{
     Router,
-    routing::{get, post},
+    extract::DefaultBodyLimit,
+    routing::{delete, get, post},
 };
 
 use super::App;
+use crate::config::Limits;
 
 /// The routes over REST.
-pub fn routes() -> Router<App> {
+pub fn routes(limits: &Limits) -> Router<App> {
+    // The store of files has bounds of its own, and takes bodies as they come.
+    let uploading = Router::new().route("/files/upload", post(files::upload)).layer(DefaultBodyLimit::disable());
     Router::new()
         .route("/start/start-session", post(start::start_session))
         .route("/start/run-task", post(start::run_task))
@@ -36,11 +41,16 @@ pub fn routes() -> Router<App> {
         .route("/start/active-sockets", get(health::active_sockets))
         .route("/start/session-status/{session}", get(health::session_status))
         .route("/task/{session}/{task}", get(tasks::poll))
+        .route("/files/{file}", get(files::download))
+        .route("/environments/{environment}/files", get(files::of_environment))
+        .route("/environments/{environment}/files/{file}", delete(files::delete))
+        .layer(DefaultBodyLimit::max(limits.http_body_bytes))
+        .merge(uploading)
 }
 
 /// Whether a path is one of these surfaces', also where nothing answers to it: its refusals are in WebRun's form.
 pub fn is_ours(path: &str) -> bool {
-    ["/start", "/task", "/files"]
+    ["/start", "/task", "/files", "/environments"]
         .iter()
         .any(|prefix| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }

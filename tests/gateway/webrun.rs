@@ -1,6 +1,7 @@
 //! Existing WebRun clients over REST: what they send and expect, in every documented generation.
 
 mod access;
+mod attaching;
 mod malformed;
 mod polling;
 mod sending;

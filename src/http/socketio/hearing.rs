@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     super::webrun::{
+        attachments::attach_to,
         message::{Done, Message, too_late},
         problem::Problem,
     },
@@ -113,6 +114,9 @@ impl Connection {
         let actor = Actor { holder, via: "socketio" };
         let session = joined.following.session().clone();
         let shown = joined.shown.as_deref().cloned();
+        if let Message::NewTask(task) = &message {
+            attach_to(&self.app, &session, task).await?;
+        }
         let sent = timeout(OWNER, message.send(&session, actor, shown)).await;
         match sent.unwrap_or_else(|_| Err(Refusal::plain(Code::Unavailable).with_retry_after(1000)))? {
             Done::Queued(task) => Ok(json!({ "success": true, "taskId": task })),

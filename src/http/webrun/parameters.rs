@@ -28,8 +28,6 @@ const DURATION_DEFAULT: u64 = 300_000;
 /// Documented samples exceed these, so that what lies outside is brought inside.
 const DURATION: (u64, u64) = (1_000, 300_000);
 const TOKENS: (u64, u64) = (0, 100_000);
-/// Of ids that are not ours, in characters.
-const ID_MAX: usize = 128;
 const FILES_MAX: usize = 100;
 
 /// Members of a task, today's names and older ones.
@@ -103,23 +101,6 @@ pub fn task(members: Map<String, Value>) -> Result<NewTask, Problem> {
     Ok(with_defaults(task))
 }
 
-/// Says which files exist for whoever asks.
-pub trait KnownFiles {
-    fn is_known(&self, file: &str) -> bool;
-}
-
-/// # Errors
-/// 400 for a task that names a file that does not exist.
-pub fn check_files(task: &NewTask, known: &impl KnownFiles) -> Result<(), Problem> {
-    let named = task.parameters.get("files").and_then(Value::as_array).into_iter().flatten();
-    for (index, file) in named.filter_map(Value::as_str).enumerate() {
-        if !known.is_known(file) {
-            return Err(Problem::parameter("files", "names a file that does not exist").with("index", index));
-        }
-    }
-    Ok(())
-}
-
 /// A start, taken apart.
 struct Form {
     session: Map<String, Value>,
@@ -167,8 +148,8 @@ fn session(mut members: Map<String, Value>) -> Result<OpenSession, Problem> {
         Some(mode) => reach_out_mode(&mode)?,
     };
     let profile = members.take("profileId");
-    let environment_id = id("environmentId", members.take("environmentId").or(profile).as_ref())?;
-    if let Some(policy) = id("policyId", members.take("policyId").as_ref())? {
+    let environment_id = id("environmentId", members.take("environmentId").or(profile))?;
+    if let Some(policy) = id("policyId", members.take("policyId"))? {
         members.insert("policyId".to_owned(), policy.into());
     }
     members.one_of("mode", &["default"])?;
@@ -183,13 +164,12 @@ fn reach_out_mode(mode: &Value) -> Result<ReachOutMode, Problem> {
 }
 
 /// An id that somebody else made. An empty one, as samples with unset variables have it, is none.
-fn id(name: &str, said: Option<&Value>) -> Result<Option<String>, Problem> {
-    let Some(said) = said else { return Ok(None) };
-    let fits = |id: &&str| id.len() <= ID_MAX && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
-    match said.as_str().filter(fits) {
-        Some("") => Ok(None),
-        Some(id) => Ok(Some(id.to_owned())),
-        None => Err(Problem::parameter(name, &format!("must be at most {ID_MAX} characters of A-Z a-z 0-9 _ -"))),
+fn id(name: &str, said: Option<Value>) -> Result<Option<String>, Problem> {
+    match said {
+        None => Ok(None),
+        Some(Value::String(id)) if id.is_empty() => Ok(None),
+        Some(Value::String(id)) if is_outside_id(&id) => Ok(Some(id)),
+        Some(_) => Err(Problem::parameter(name, "must be 1 to 64 characters of A-Z a-z 0-9 _ -")),
     }
 }
 
@@ -206,7 +186,7 @@ fn read_task(mut members: Map<String, Value>) -> Result<NewTask, Problem> {
             members.insert(new.to_owned(), value);
         }
     }
-    let task_id = task_id(members.take("taskId"))?;
+    let task_id = id("taskId", members.take("taskId"))?;
     let prompt = members.take_text("prompt")?;
     let max_duration = members.take_number("maxDuration", DURATION)?;
     for name in ["maxInputTokens", "maxOutputTokens"] {
@@ -222,15 +202,6 @@ fn read_task(mut members: Map<String, Value>) -> Result<NewTask, Problem> {
     output::check(&mut members)?;
     webhook::check(&mut members)?;
     Ok(NewTask { task_id, prompt, max_duration, terminate_on_completion, secrets, parameters: members })
-}
-
-fn task_id(said: Option<Value>) -> Result<Option<String>, Problem> {
-    match said {
-        None => Ok(None),
-        Some(Value::String(id)) if id.is_empty() => Ok(None),
-        Some(Value::String(id)) if is_outside_id(&id) => Ok(Some(id)),
-        Some(_) => Err(Problem::parameter("taskId", "must be 1 to 64 characters of A-Z a-z 0-9 _ -")),
-    }
 }
 
 fn secrets(said: Option<Value>) -> Result<Vec<SecretEntry>, Problem> {

@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 
 use super::{
     access::{Client, metered},
+    attachments::attach_to,
     body::Sent,
     message::{self, Done, Message},
     problem::Problem,
-    start::check_files,
     tasks::{self, Looking, ResponseEnd},
     urls::Base,
 };
@@ -73,7 +73,7 @@ async fn new_task(
     response: ResponseEnd,
 ) -> Result<Response, Problem> {
     if let Message::NewTask(task) = &message {
-        check_files(app, client, task)?;
+        attach_to(app, session, task).await?;
     }
     match message.send(session, client.actor(), None).await? {
         Done::Queued(task) => {

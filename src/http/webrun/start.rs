@@ -8,21 +8,19 @@ use axum::{
 use onlooker_protocol::{
     code::{Code, Refusal},
     runtime::OpenSession,
-    subscriber::NewTask,
 };
 use serde_json::{Map, Value, json};
 
 use super::{
     access::{Client, metered},
+    attachments::attach,
     body::Sent,
-    parameters::{self, KnownFiles},
+    parameters,
     problem::Problem,
     tasks::{self, Looking, ResponseEnd},
     urls::Base,
 };
 use crate::{
-    auth::Grant,
-    files::Files,
     http::App,
     ids::SessionId,
     session::{Created, NewSession, Origin},
@@ -58,32 +56,12 @@ pub async fn run_task(
     metered(&app, &client, work).await
 }
 
-/// Files that tasks of this client may name.
-pub fn known_files<'a>(app: &'a App, grant: &'a Grant) -> impl KnownFiles + 'a {
-    struct OfProject<'a> {
-        files: &'a Files,
-        project: &'a str,
-    }
-    impl KnownFiles for OfProject<'_> {
-        fn is_known(&self, file: &str) -> bool {
-            self.files.known(self.project, &[file.to_owned()]).is_ok()
-        }
-    }
-    OfProject { files: &app.files, project: &grant.project }
-}
-
-/// # Errors
-/// 400 for a file that is not known.
-pub fn check_files(app: &App, client: &Client, task: &NewTask) -> Result<(), Problem> {
-    parameters::check_files(task, &known_files(app, &client.0))
-}
-
 async fn create(app: &App, client: &Client, asked: OpenSession) -> Result<Created, Problem> {
     if client.0.sessions.is_some() {
         return Err(Refusal::new(Code::Forbidden, "this token is limited to its sessions").into());
     }
     if let Some(task) = &asked.task {
-        check_files(app, client, task)?;
+        attach(app, &client.0.project, asked.environment_id.as_deref(), task).await?;
     }
     let (project, by) = (client.0.project.clone(), client.0.who.to_string());
     let new = NewSession { project, asked, origin: Origin::Client, by };

@@ -22,7 +22,7 @@ use crate::{
     auth::Grant,
     clock,
     config::key::Scope,
-    http::{App, Path, Refused, credential_holder, written::Written},
+    http::{App, Path, Refused, written::Written},
     ids::SessionId,
     session::{Session, unnamed::Shown},
     watch::PollGuard,
@@ -109,10 +109,7 @@ pub struct Looking {
 
 impl Looking {
     pub fn begin(session: &Session, grant: &Grant, response: ResponseEnd) -> Self {
-        let credential = match credential_holder(grant).by {
-            crate::control::HolderKey::Credential(credential) => credential,
-            crate::control::HolderKey::Connection(connection) => connection.to_string().into(),
-        };
+        let credential = format!("{:?}", grant.credential).into();
         let poll = session.watch.poll(credential, &grant.who, grant.may(Scope::Answer), Instant::now());
         Self { session: session.clone(), poll, response }
     }
@@ -123,7 +120,8 @@ impl Looking {
         let Standing { body, carried, .. } = standing;
         if let Some(written) = response.0 {
             written.after_response(Box::new(move || {
-                poll.written(carried.questions, carried.result);
+                poll.written(carried.questions, None);
+                carried.result.into_iter().for_each(|offset| poll.written_result(offset));
                 if let Some((task, shown)) = carried.question {
                     session.shown_to_pollers.set(&task, shown);
                 }

@@ -22,7 +22,6 @@ async fn a_key_is_asked_for_in_the_documented_words() {
     }
     let response = closed.to("/start/run-task", None, &json!({})).send().await.unwrap();
     assert_eq!(response.headers()["www-authenticate"], "Bearer");
-    assert_eq!(closed.gateway.metric("onlooker_refusals_total{code=\"unauthorized\"}").await, 10.0);
 }
 
 #[tokio::test]
@@ -169,4 +168,39 @@ async fn nobody_is_counted_without_keys() {
         let response = request.send().await.unwrap();
         assert_eq!((response.status().as_u16(), response.headers().get("x-ratelimit-limit")), (200, None));
     }
+}
+
+#[tokio::test]
+async fn no_log_line_and_no_refusal_shows_a_session_id() {
+    let log = crate::secrecy::log();
+    let mut scene = Scene::begin(hasty()).await;
+    let session = scene.running().await;
+    let message = |message: Value| json!({ "sessionId": session, "message": message });
+    let mut refusals = String::new();
+    for path in [format!("/task/{session}/u"), format!("/task/{session}"), format!("/start/{session}/x")] {
+        let (status, body) = scene.gateway.get(&path).await;
+        assert_eq!(status, 404);
+        refusals.push_str(&body.to_string());
+        let foreign = scene.gateway.http.get(format!("{}{path}", scene.gateway.url)).header("host", "evil.example");
+        let (status, body) = scene.gateway.request(foreign).await;
+        assert_eq!(status, 403);
+        refusals.push_str(&body.to_string());
+    }
+    for said in [
+        json!({ "actionType": "guardrail", "prompt": "yes" }),
+        json!({ "actionType": "newTask", "prompt": "p", "taskId": "t" }),
+        json!({ "actionType": "interaction", "action": { "type": "CLICK" } }),
+        json!({ "actionType": "state", "newState": "terminate" }),
+        json!({ "actionType": "state", "newState": "pause" }),
+    ] {
+        let (status, body) = scene.gateway.post("/start/send-message", message(said)).await;
+        if status != 200 {
+            refusals.push_str(&body.to_string());
+        }
+    }
+    assert!(!refusals.contains(&session), "{refusals}");
+    scene.gateway.stop().await;
+    let log = String::from_utf8_lossy(&log.lock().unwrap()).into_owned();
+    assert!(log.contains("session ended"), "the log is read");
+    assert!(!log.contains(&session), "a log line shows the session's id");
 }

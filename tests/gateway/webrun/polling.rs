@@ -166,6 +166,20 @@ async fn a_result_that_a_poll_carried_is_not_sent_to_a_chat_and_another_is() {
 }
 
 #[tokio::test]
+async fn who_polls_a_later_result_has_not_had_an_earlier_one() {
+    let receiver = Receiver::start().await;
+    let mut scene = Scene::begin(with_webhook(quick(), &receiver)).await;
+    let session = scene.start(json!({ "reachOutMode": "full", "task": { "prompt": "p", "taskId": "t" } })).await;
+    for task in ["t", "u"] {
+        scene.runtime.publish(&session, "task_started", json!({ "taskId": task })).await;
+        scene.runtime.publish(&session, "task_completed", json!({ "message": task })).await;
+    }
+    assert_eq!(scene.poll(&session, "u").await.1["data"]["message"], "u");
+    let told = receiver.wait_for("task.completed", 1).await;
+    assert_eq!(told[0].body["task"], "t");
+}
+
+#[tokio::test]
 async fn an_answer_is_for_the_question_that_the_poll_showed() {
     let mut scene = Scene::begin(quick()).await;
     let session = scene.running().await;

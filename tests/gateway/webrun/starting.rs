@@ -47,7 +47,7 @@ async fn what_every_generation_asks_for_reaches_the_runtime_whole() {
     let schema = json!({ "type": "object", "properties": { "price": { "type": "number" } } });
     let session = json!({ "policyId": "pol_1", "mode": "default", "proxy": proxy, "own": { "top": 1 } });
     let task = json!({ "startingUrl": "https://a.example", "maxInputTokens": 1000, "maxOutputTokens": 100,
-        "outputType": "structured_json", "outputSchema": schema, "files": ["f1", "f2"], "webhook": webhook });
+        "outputType": "structured_json", "outputSchema": schema, "files": [], "webhook": webhook });
     let with = |base: &Value, more: Value| {
         let mut all = base.as_object().unwrap().clone();
         all.extend(more.as_object().unwrap().clone());

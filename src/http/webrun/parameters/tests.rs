@@ -129,10 +129,10 @@ fn what_a_refused_parameter_is_told() {
         (json!({ "files": [1] }), "Invalid parameter 'files': must be an array of strings that are not empty"),
         (json!({ "files": vec!["f"; 101] }), "Invalid parameter 'files': must have at most 100 items"),
         (json!({ "taskId": "a b" }), "Invalid parameter 'taskId': must be 1 to 64 characters of A-Z a-z 0-9 _ -"),
-        (json!({ "policyId": 1 }), "Invalid parameter 'policyId': must be at most 128 characters of A-Z a-z 0-9 _ -"),
+        (json!({ "policyId": 1 }), "Invalid parameter 'policyId': must be 1 to 64 characters of A-Z a-z 0-9 _ -"),
         (
             json!({ "environmentId": "../x" }),
-            "Invalid parameter 'environmentId': must be at most 128 characters of A-Z a-z 0-9 _ -",
+            "Invalid parameter 'environmentId': must be 1 to 64 characters of A-Z a-z 0-9 _ -",
         ),
         (
             json!({ "outputType": "xml" }),
@@ -327,21 +327,6 @@ fn everything_valid_is_kept() {
     assert_eq!(otp.task.unwrap().secrets[0].fields["otp"], "123456");
 }
 
-#[test]
-fn files_must_exist() {
-    struct One;
-    impl KnownFiles for One {
-        fn is_known(&self, file: &str) -> bool {
-            file == "here"
-        }
-    }
-    let named = |files: &[&str]| task(members(json!({ "prompt": "p", "files": files }))).unwrap();
-    assert_eq!(check_files(&named(&["here"]), &One), Ok(()));
-    let problem = check_files(&named(&["here", "gone"]), &One).unwrap_err().body();
-    assert_eq!(problem["message"], "Invalid parameter 'files': names a file that does not exist");
-    assert_eq!(problem["details"]["index"], 1);
-}
-
 /// Values that no refusal may show, at every place that could hold one.
 #[test]
 fn no_refusal_shows_what_was_sent() {
@@ -436,6 +421,71 @@ fn said_again(session: &OpenSession) -> Map<String, Value> {
     said
 }
 
+/// A start in one of its three forms, most of which are right.
+fn any_start() -> impl Strategy<Value = Map<String, Value>> {
+    let one_of = |values: &[Value]| proptest::sample::select(values.to_vec());
+    let number = prop_oneof![any::<u64>().prop_map(Value::from), (0.0..1e6f64).prop_map(|n| Value::from(n.trunc()))];
+    let member = prop_oneof![
+        (proptest::sample::select(&["prompt", "taskDetails"][..]), ".{1,8}".prop_map(Value::from)),
+        (
+            proptest::sample::select(&["startingUrl", "startingPoint"][..]),
+            one_of(&[json!("https://a.example"), json!(null), json!("")]),
+        ),
+        (proptest::sample::select(&["maxDuration", "maxInputTokens", "maxOutputTokens"][..]), number),
+        (Just("terminateOnCompletion"), any::<bool>().prop_map(Value::from)),
+        (Just("outputType"), one_of(&[json!("text"), json!("structured"), json!("structured_csv")])),
+        (Just("outputSchema"), one_of(&[json!({}), json!({ "type": "object" }), json!(["a", "b"])])),
+        (
+            Just("secrets"),
+            one_of(&[json!([]), json!([{ "match": "all", "fields": { "otp": 1.5, "b": "c" } }]), json!(null)]),
+        ),
+        (Just("files"), one_of(&[json!([]), json!(["f1"])])),
+        (
+            Just("webhook"),
+            one_of(&[json!({}), json!({ "name": "n", "url": "http://h/", "submittedData": "just_ping", "own": 1 })]),
+        ),
+        (Just("taskId"), one_of(&[json!("t"), json!(""), json!(null)])),
+        (Just("avoidDomains"), one_of(&[json!(["a.example"])])),
+        (proptest::sample::select(&["environmentId", "profileId", "policyId"][..]), one_of(&[json!("e1"), json!("")])),
+        (Just("reachOutMode"), one_of(&[json!("off"), json!("full"), json!(null)])),
+        (Just("mode"), one_of(&[json!("default"), json!(null)])),
+        (
+            Just("proxy"),
+            one_of(&[
+                json!({ "source": "WebRun", "country": "DE", "level": null }),
+                json!({ "source": "custom", "type": "http", "host": "h", "port": 80, "own": [] }),
+                json!(null),
+            ]),
+        ),
+        (Just("own"), any_json()),
+    ];
+    let members = proptest::collection::vec(member, 0..12);
+    (members, proptest::sample::select(&["", "task", "initialTask"][..])).prop_map(|(members, nested)| {
+        let members = members.into_iter().map(|(name, value)| (name.to_owned(), value));
+        if nested.is_empty() {
+            return members.collect();
+        }
+        let (task, mut session): (Map<_, _>, Map<_, _>) =
+            members.partition(|(name, _)| OF_TASK.contains(&name.as_str()) || name == "own");
+        session.insert(nested.to_owned(), Value::Object(task));
+        session
+    })
+}
+
+fn reads_the_same_again(body: Map<String, Value>) -> Result<(), TestCaseError> {
+    if let Ok(session) = start(body.clone()) {
+        prop_assert_eq!(&start(said_again(&session)).unwrap(), &session);
+    }
+    if let Ok(session) = run(body.clone()) {
+        prop_assert_eq!(&run(said_again(&session)).unwrap(), &session);
+    }
+    if let Ok(read) = task(body) {
+        let Value::Object(again) = serde_json::to_value(&read).unwrap() else { unreachable!() };
+        prop_assert_eq!(&task(again).unwrap(), &read);
+    }
+    Ok(())
+}
+
 proptest! {
     #[test]
     fn whatever_is_sent_is_read_or_refused_and_what_is_read_reads_the_same_again(
@@ -446,16 +496,11 @@ proptest! {
             0..6,
         )
     ) {
-        let body: Map<String, Value> = members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        if let Ok(session) = start(body.clone()) {
-            prop_assert_eq!(&start(said_again(&session)).unwrap(), &session);
-        }
-        if let Ok(session) = run(body.clone()) {
-            prop_assert_eq!(&run(said_again(&session)).unwrap(), &session);
-        }
-        if let Ok(read) = task(body) {
-            let Value::Object(again) = serde_json::to_value(&read).unwrap() else { unreachable!() };
-            prop_assert_eq!(&task(again).unwrap(), &read);
-        }
+        reads_the_same_again(members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())?;
+    }
+
+    #[test]
+    fn what_is_right_reads_the_same_again(body in any_start()) {
+        reads_the_same_again(body)?;
     }
 }
