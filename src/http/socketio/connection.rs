@@ -198,6 +198,8 @@ impl Connection {
                     self.pings.owed |= joined.following.take_urgent();
                     self.pings.owed |= joined.tell(step, &self.app, &mut self.transport);
                 }
+                // Owners are the first to end.
+                Err(_) if self.app.stopping.is_cancelled() => return Err(Ended::Stopping),
                 Err(_) => return Err(Ended::Unavailable),
             }
         }
