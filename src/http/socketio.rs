@@ -39,8 +39,8 @@ use transport::Transport;
 use super::{App, bearer, wire::Wire};
 use crate::{config::secret::Secret, ids::random_token};
 
-/// Bytes that tungstenite reads at once: idle connections keep this buffer.
-const READ_BUFFER: usize = 1024;
+/// Bytes that tungstenite reads at once: idle connections keep this buffer, and what they send is mostly pongs.
+const READ_BUFFER: usize = 256;
 /// Frames up to this size together become one write.
 const WRITE_BUFFER: usize = 4 * 1024;
 /// The longest `t` that is remembered, in bytes.
