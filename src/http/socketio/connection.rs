@@ -198,6 +198,8 @@ impl Connection {
                     self.pings.owed |= joined.following.take_urgent();
                     self.pings.owed |= joined.tell(step, &self.app, &mut self.transport);
                 }
+                // Owners are the first to end.
+                Err(_) if self.app.stopping.is_cancelled() => return Err(Ended::Stopping),
                 Err(_) => return Err(Ended::Unavailable),
             }
         }
@@ -257,7 +259,7 @@ impl Connection {
     fn next_deadline(&self) -> Instant {
         let patience = self.patience();
         let joined = self.joined.as_deref();
-        let expires = joined.and_then(|joined| joined.grant.expires).map(|expires| {
+        let expires = joined.and_then(|joined| joined.rights.expires).map(|expires| {
             let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
             Instant::now() + left
         });
@@ -288,7 +290,9 @@ impl Connection {
         }
         match &self.joined {
             None if now >= self.join_until => return Err(Ended::NotJoined),
-            Some(joined) if joined.grant.is_expired(SystemTime::now()) => return Err(Ended::Unavailable),
+            Some(joined) if joined.rights.expires.is_some_and(|at| at <= SystemTime::now()) => {
+                return Err(Ended::Unavailable);
+            }
             Some(joined) if joined.following.deadline().is_some_and(|at| now >= at) => joined.following.wake(),
             _ => {}
         }

@@ -1,6 +1,6 @@
 //! Joining a session: what its id opens, from where its client goes on, and what it is shown first.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use onlooker_protocol::{
     Position,
@@ -36,15 +36,34 @@ use crate::{
     watch::{Attentive, Newcomer},
 };
 
+/// What a grant comes to once its session is joined: idle clients are many, and pay for what is kept.
+pub(super) struct Rights {
+    pub who: Arc<str>,
+    pub expires: Option<SystemTime>,
+    scopes: Scopes,
+}
+
+impl Rights {
+    /// # Errors
+    /// `forbidden` without the scope.
+    pub(super) fn allow(&self, scope: Scope) -> Result<(), Refusal> {
+        if self.scopes.contains(scope) {
+            return Ok(());
+        }
+        let message = format!("this needs a key or token with the scope `{}`", scope.name());
+        Err(Refusal::new(Code::Forbidden, message))
+    }
+}
+
 /// What a connection holds of the session that it has joined.
 pub(super) struct Joined {
     pub following: Following,
-    pub grant: Grant,
+    pub rights: Rights,
     /// Everything before is sent: what a pong proves is what was shown.
     pub live: bool,
     /// The question that it was shown last.
     pub shown: Option<Arc<Shown>>,
-    /// In an order of hand: an interaction or a command may have left something to let go of.
+    /// It has sent something that may have left control or a claim to let go of.
     pub touched: bool,
     forms: Arc<SessionForms>,
     /// What it has of the session already.
@@ -117,6 +136,7 @@ impl Connection {
         let address = self.door.address;
         if let Some(wait) = self.app.socketio.failed_joins.refused(address, limit, now) {
             let seconds = wait.as_secs() + 1;
+            self.app.metrics.refused(Code::RateLimited);
             let refusal = Refusal::plain(Code::RateLimited).with_retry_after(seconds * 1000);
             self.refuse_join(&Problem::from(refusal).with("retryAfter", seconds));
             return Ok(());
@@ -167,6 +187,7 @@ impl Connection {
         let engine = Arc::clone(&self.app.directory.services().engine);
         let forms = self.app.socketio.forms.of(session.id);
         let following = Following::begin(session, engine, &self.app.hub, (&self.signal, 0), wanted, newcomer);
+        let rights = Rights { who: grant.who, expires: grant.expires, scopes: grant.scopes };
         let has = if following.begins_with_gap() { Has::Nothing } else { has };
         // The same word again tells the client that it has gone on where it was.
         let known = Pid::of(auth).filter(|_| has != Has::Nothing);
@@ -174,7 +195,7 @@ impl Connection {
         let pid = known.or_else(begins);
         let joined = Joined {
             following,
-            grant,
+            rights,
             live: false,
             shown: None,
             touched: false,
