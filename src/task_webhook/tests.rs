@@ -74,6 +74,7 @@ fn task(status: TaskStatus, result: Value) -> TaskView {
 fn session(reason: Option<EndReason>, ended_at: &str) -> SessionView {
     let mut view: SessionView = serde_json::from_value(json!({
         "session": "s", "status": "ended", "reachOutMode": "off", "createdAt": ended_at, "endedAt": ended_at,
+        "labels": {}, "tasks": [], "guardrails": [], "control": null, "sensitive": false, "picture": null, "runtime": null,
     }))
     .unwrap();
     view.reason = reason;

@@ -23,7 +23,7 @@ struct Sessions {
 }
 
 impl Sessions {
-    fn new(url: String) -> Arc<Self> {
+    fn new(url: &str) -> Arc<Self> {
         Arc::new(Self { url: url.parse().unwrap(), done: Mutex::default(), changed: Notify::new() })
     }
 
@@ -87,7 +87,7 @@ fn options(timeout: Duration) -> CarrierOptions {
 #[tokio::test]
 async fn a_receiver_that_does_not_answer_has_its_time_and_no_more() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sessions = Sessions::new(format!("http://{}/", listener.local_addr().unwrap()));
+    let sessions = Sessions::new(&format!("http://{}/", listener.local_addr().unwrap()));
     let running = run(options(Duration::from_millis(200)), &sessions);
     assert!(running.offer("t"));
     sessions.until_done(1).await;
@@ -98,7 +98,7 @@ async fn a_receiver_that_does_not_answer_has_its_time_and_no_more() {
 #[tokio::test]
 async fn a_receiver_that_is_not_there_is_tried_once() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sessions = Sessions::new(format!("http://{}/", listener.local_addr().unwrap()));
+    let sessions = Sessions::new(&format!("http://{}/", listener.local_addr().unwrap()));
     drop(listener);
     let running = run(options(BOUND), &sessions);
     assert!(running.offer("t"));
@@ -110,7 +110,7 @@ async fn a_receiver_that_is_not_there_is_tried_once() {
 async fn so_many_at_once_and_the_rest_waits_and_a_stop_waits_for_what_has_begun() {
     const OFFERED: usize = AT_ONCE + 20;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sessions = Sessions::new(format!("http://{}/", listener.local_addr().unwrap()));
+    let sessions = Sessions::new(&format!("http://{}/", listener.local_addr().unwrap()));
     let (open, most, answers) =
         (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
     let (now_open, at_most, may_answer) = (Arc::clone(&open), Arc::clone(&most), Arc::clone(&answers));
