@@ -1,6 +1,6 @@
 //! Socket.IO at `/socket.io/`, spoken by a small raw client: every packet is seen as it is on the wire.
 
-mod client;
+pub mod client;
 mod engine;
 mod events;
 mod joining;

@@ -335,13 +335,6 @@ impl Client {
         timeout(BOUND, waiting).await.expect("it is closed")
     }
 
-    pub fn socket(&mut self) -> &mut Socket {
-        match &mut self.carrier {
-            Carrier::Websocket(socket) => socket,
-            Carrier::Polling { .. } => panic!("it polls"),
-        }
-    }
-
     /// Vanishes without a word.
     pub fn vanish(self) {
         if let Carrier::Websocket(socket) = &self.carrier

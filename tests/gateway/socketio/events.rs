@@ -133,24 +133,24 @@ async fn pictures_come_when_they_are_asked_for() {
         let mut without = Client::join(&gateway, by, &session).await;
         let auth = json!({ "sessionId": session, "pictures": true });
         let mut with = Client::join_with(&gateway, by, auth).await;
-        let bytes = [by as u8; 3000];
+        let bytes = vec![by as u8; 3000];
         runtime.publish_picture(&session, &bytes).await;
-        let header = loop {
+        // The newest picture comes first, whenever it was made.
+        let (header, got) = loop {
             let packet = with.packet().await.text();
-            if let Some(header) = packet.strip_prefix("451-") {
-                break serde_json::from_str::<Value>(header).unwrap();
+            let Some(header) = packet.strip_prefix("451-") else { continue };
+            let Got::Binary(got) = with.raw().await else { panic!("the attachment is next, and nothing between") };
+            if got[0] == by as u8 {
+                break (serde_json::from_str::<Value>(header).unwrap(), got);
             }
         };
+        assert_eq!(got, bytes);
         let argument = &header[1];
-        assert_eq!(
-            (&header[0], &argument["size"], &argument["media"]),
-            (&json!("screenshot"), &json!(3000), &json!("image/png"))
-        );
-        assert_eq!(
-            (&argument["sessionId"], &argument["data"]),
-            (&json!(session), &json!({ "_placeholder": true, "num": 0 }))
-        );
-        assert_eq!(with.raw().await, Got::Binary(bytes.to_vec()), "the attachment is next, and nothing between");
+        let wanted = json!({
+            "sessionId": session, "id": argument["id"], "media": "image/png", "size": 3000,
+            "data": { "_placeholder": true, "num": 0 },
+        });
+        assert_eq!((&header[0], argument), (&json!("screenshot"), &wanted));
         runtime.publish(&session, "agent", json!({ "content": "after" })).await;
         assert_eq!(without.event().await.argument["content"], "after");
         assert_eq!(with.message("agent").await["content"], "after");

@@ -1,7 +1,7 @@
 //! Who may join, and what a newcomer is shown first.
 
 use onlooker::config::key::Scope;
-use onlooker_protocol::runtime::OpenSession;
+use onlooker_protocol::{runtime::OpenSession, view::Outcome};
 use serde_json::{Value, json};
 
 use super::{client::*, packets::following};
@@ -146,8 +146,18 @@ async fn a_newcomer_is_shown_what_is_open_once_and_nothing_that_is_closed() {
         assert_eq!(client.event().await.argument["content"], "next");
         // An answer that names none is for what was shown last.
         client.say(json!({ "actionType": "guardrail", "prompt": "123" })).await;
-        assert_eq!(runtime.outcome().await.guardrail_id, "second");
+        assert_eq!(answered(&mut runtime).await, "second");
         gateway.stop().await;
+    }
+}
+
+/// The question whose answer the runtime gets next.
+pub async fn answered(runtime: &mut Runtime) -> String {
+    loop {
+        let outcome = runtime.outcome().await;
+        if outcome.outcome == Outcome::Answered {
+            return outcome.guardrail_id;
+        }
     }
 }
 

@@ -38,7 +38,7 @@ async fn a_polling_session_is_upgraded_and_then_polls_no_more() {
     runtime.publish(&session, "agent", json!({ "content": "again" })).await;
     assert_eq!(event_of(&next_of(&mut socket).await.text()).unwrap().argument["content"], "again");
     drop(socket);
-    wait_until("it is gone", || async { gateway.metric("onlooker_connections").await == 1.0 }).await;
+    wait_until("it is gone", || async { gateway.metric("onlooker_connections").await == 0.0 }).await;
     assert_eq!(polls.get().await, (400, r#"{"code":1,"message":"Session ID unknown"}"#.to_owned()));
     gateway.stop().await;
 }
