@@ -231,7 +231,7 @@ async fn pages_of_any_origin_are_answered_and_preflights_too() {
         .await
         .unwrap();
     assert_eq!(preflight.status(), 200);
-    assert_eq!(preflight.headers()["access-control-allow-methods"], "GET,POST");
+    assert_eq!(preflight.headers()["access-control-allow-methods"], "GET,POST,DELETE");
     assert_eq!(preflight.headers()["access-control-allow-headers"], "content-type,authorization");
     gateway.stop().await;
 

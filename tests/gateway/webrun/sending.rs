@@ -8,6 +8,7 @@ fn state(new: &str) -> Value {
     json!({ "actionType": "state", "newState": new })
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "actions are written where they are used")]
 fn interaction(action: Value) -> Value {
     json!({ "actionType": "interaction", "action": action })
 }
