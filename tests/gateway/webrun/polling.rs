@@ -199,6 +199,8 @@ async fn who_polls_a_later_result_has_not_had_an_earlier_one() {
     let session = scene.start(json!({ "reachOutMode": "full", "task": { "prompt": "p", "taskId": "t" } })).await;
     for task in ["t", "u"] {
         scene.runtime.publish(&session, "task_started", json!({ "taskId": task })).await;
+        // Somebody is there, and has a moment to see what comes.
+        scene.poll(&session, task).await;
         scene.runtime.publish(&session, "task_completed", json!({ "message": task })).await;
     }
     assert_eq!(scene.poll(&session, "u").await.1["data"]["message"], "u");
