@@ -1,11 +1,29 @@
-# `make` lists what there is. Everything is plain cargo; what the targets add is Chromium where it is missing.
+# `make` lists what there is. Everything is plain cargo; what the targets add is Chromium, and the clients that the tests
+# run, where they are missing.
 
 CARGO ?= cargo
 CHROMIUM = chromium chromium-browser google-chrome google-chrome-stable
 HAVE_CHROMIUM = for name in $(CHROMIUM); do command -v $$name >/dev/null 2>&1 && exit 0; done; exit 1
-INSTALL = apt-get update -qq && apt-get install -y --no-install-recommends chromium
+HAVE_CLIENT_TOOLS = command -v node && command -v npm && command -v curl && python3 -c 'import ensurepip'
+INSTALL = apt-get update -qq && apt-get install -y --no-install-recommends
 
-.PHONY: help demo demo-live test check sabotage bench bench-stores chromium
+NODE_MODULES = tests/clients/node_modules
+VENV = target/clients/venv
+
+.PHONY: help demo demo-live test check sabotage bench bench-stores chromium clients client-tools
+
+# $(call install,what,packages): Debian's packages, and only where that needs no password.
+define install
+if ! command -v apt-get >/dev/null 2>&1; then \
+	echo "$(1) is missing, and this is no Debian: install it, then run make again." >&2; exit 1; \
+elif [ "$$(id -u)" = 0 ]; then \
+	echo "==> installing $(2)"; $(INSTALL) $(2); \
+elif sudo -n true 2>/dev/null; then \
+	echo "==> installing $(2)"; sudo -n sh -c '$(INSTALL) $(2)'; \
+else \
+	echo "$(1) is missing: run  sudo apt-get install $(2)  and then make again." >&2; exit 1; \
+fi
+endef
 
 help:
 	@echo "make demo       a gateway with a recorded session to look at"
@@ -13,6 +31,7 @@ help:
 	@echo "make check      format, lints and the fast tests"
 	@echo "make test       format, lints, every test, and each safety check switched off once"
 	@echo "make sabotage   switches each safety check off and sees its tests fail"
+	@echo "make clients    installs the clients that the tests run: npm's and Python's, pinned"
 	@echo "make bench      what durability costs: publishing, restarting, resuming (about 10 minutes, quiet machine)"
 	@echo "make bench-stores  redb, fjall and SQLite on the log's workload (about 5 minutes)"
 
@@ -27,7 +46,7 @@ demo-live: chromium
 	@$(CARGO) build --release -p onlooker-runtime --features chromium --bin onlooker-chromium
 	@target/release/onlooker demo --runtime-command target/release/onlooker-chromium
 
-check:
+check: clients
 	@echo "==> format"
 	@$(CARGO) fmt --all --check
 	@echo "==> lints"
@@ -36,7 +55,7 @@ check:
 	@$(CARGO) test --workspace
 	@echo "==> all of it is fine"
 
-test: chromium
+test: chromium clients
 	@echo "==> format"
 	@$(CARGO) fmt --all --check
 	@echo "==> lints"
@@ -60,16 +79,23 @@ bench:
 bench-stores:
 	@$(CARGO) run --release --manifest-path benches/stores/Cargo.toml
 
-# Installs Debian's package where it is missing, and only where that needs no password.
 chromium:
-	@if ( $(HAVE_CHROMIUM) ); then \
-		echo "==> chromium is here"; \
-	elif ! command -v apt-get >/dev/null 2>&1; then \
-		echo "Chromium is missing, and this is no Debian: install it, then run make again." >&2; exit 1; \
-	elif [ "$$(id -u)" = 0 ]; then \
-		echo "==> installing chromium"; $(INSTALL); \
-	elif sudo -n true 2>/dev/null; then \
-		echo "==> installing chromium"; sudo -n sh -c '$(INSTALL)'; \
-	else \
-		echo "Chromium is missing: run  sudo apt-get install chromium  and then make again." >&2; exit 1; \
-	fi
+	@if ( $(HAVE_CHROMIUM) ); then echo "==> chromium is here"; else $(call install,Chromium,chromium); fi
+
+# Existing WebRun, Socket.IO and Python clients, pinned by their lock files, for `cargo test --test clients`.
+clients: $(NODE_MODULES)/.installed $(VENV)/.installed
+
+$(NODE_MODULES)/.installed: tests/clients/package.json tests/clients/package-lock.json | client-tools
+	@echo "==> npm's clients"
+	@cd tests/clients && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(VENV)/.installed: tests/clients/requirements.txt | client-tools
+	@echo "==> Python's clients"
+	@rm -rf $(VENV) && python3 -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/clients/requirements.txt
+	@touch $@
+
+client-tools:
+	@if ( $(HAVE_CLIENT_TOOLS) ) >/dev/null 2>&1; then :; else \
+		$(call install,Node.js or npm or curl or Python's venv,nodejs npm curl python3-venv); fi

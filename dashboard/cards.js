@@ -3,7 +3,7 @@
 // A card is made once for each (guardrail, revision), so that what somebody types survives every update. What it says
 // about the outcome comes from the gateway only, never from the click.
 
-import { el, setText, clock, duration, kindName, closing, words } from "./view.js";
+import { el, setText, clock, duration, kindName, closing, uniqueId, words } from "./view.js";
 import { explain } from "./connection.js";
 
 const CLAIM_FOR = 5 * 60_000;
@@ -16,7 +16,8 @@ const INPUT_TYPES = { email: "email", tel: "tel", number: "text", url: "url", co
 export class GuardrailCards {
   #parent; #cards = new Map(); #closedList = el("ul", { className: "closed plain" }); #requests;
 
-  /** `requests`: `answer(guardrail, answer)`, `claim(guardrail, ms)`, `release(guardrail)`, each a promise. */
+  /** `requests`: `answer(guardrail, answer)`, `claim(guardrail, ms)`, `release(guardrail)`, each a promise.
+   *  Without `claim` there is no button for it. */
   constructor(parent, requests) {
     this.#parent = parent;
     this.#requests = requests;
@@ -95,7 +96,7 @@ class Card {
 
   #build() {
     const { value, kind, domain, websiteError, choices = [], fields = [] } = this.#guardrail;
-    const title = el("h4", { id: `q-${crypto.randomUUID()}` }, value || "The agent needs a person");
+    const title = el("h4", { id: `q-${uniqueId()}` }, value || "The agent needs a person");
     const form = el("form", { className: "answer", autocomplete: "off", noValidate: false });
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -123,7 +124,7 @@ class Card {
 
   #field({ id, label, type, required = true, secret = true, hint }) {
     const input = el("input", {
-      id: `f-${crypto.randomUUID()}`, type: secret ? "password" : INPUT_TYPES[type] ?? "text", required,
+      id: `f-${uniqueId()}`, type: secret ? "password" : INPUT_TYPES[type] ?? "text", required,
       autocomplete: secret ? "off" : "on", spellcheck: false, autocapitalize: "off",
       inputMode: ["code", "totp", "number"].includes(type) ? "numeric" : "",
     });
@@ -136,7 +137,7 @@ class Card {
   }
 
   #freeText() {
-    const input = el("textarea", { id: `t-${crypto.randomUUID()}`, rows: 2, autocomplete: "off" });
+    const input = el("textarea", { id: `t-${uniqueId()}`, rows: 2, autocomplete: "off" });
     this.#inputs.set(null, input);
     return el("div", { className: "field" }, el("label", { for: input.id }, "Your answer"), input);
   }
@@ -150,7 +151,7 @@ class Card {
       submit = this.#button("Send answer", "primary");
       submit.type = "submit";
     }
-    return el("div", { className: "card-actions" }, submit, decline, this.#claimButton);
+    return el("div", { className: "card-actions" }, submit, decline, this.#requests.claim ? this.#claimButton : null);
   }
 
   #button(text, className) {
@@ -172,7 +173,7 @@ class Card {
 
   /** One key for each attempt: the same answer sent again after a lost connection counts once. */
   async #send(answer) {
-    this.#answerKey = crypto.randomUUID();
+    this.#answerKey = uniqueId();
     this.#busy(true);
     setText(this.#status, "Sent. Waiting for the gateway's word …");
     try {

@@ -12,6 +12,9 @@ export function el(tag, props = {}, ...children) {
   return node;
 }
 
+/** An id that no other element has. `crypto.randomUUID` is missing in frames of pages without TLS. */
+export const uniqueId = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+
 export const $ = (id) => document.getElementById(id);
 
 /** Sets a text only when it changes, so that screen readers and selections are left alone. */
@@ -100,7 +103,11 @@ const LINES = {
     : "The runtime lost events; the log begins anew",
   runtime_disconnected: (d) => d.reason === "restart" ? "The gateway was restarted; the runtime is away" : "The runtime is away",
   runtime_reconnected: () => "The runtime is back",
+  usage: (d) => `Has worked for ${Math.round(d.computeTime ?? d.completion_time ?? 0)} s`,
 };
+
+/** The types of events that have words here. */
+export const EVENT_TYPES = Object.keys(LINES);
 
 const TONES = {
   guardrail_trigger: "alert", error: "bad", task_completed: "good", guardrail_resolved: "good", guardrail_taken: "good",

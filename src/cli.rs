@@ -21,6 +21,7 @@ mod guardrails;
 mod key;
 mod line;
 mod log;
+mod panics;
 mod recordings;
 mod remote;
 mod serve;

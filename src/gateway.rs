@@ -26,7 +26,7 @@ use crate::{
     },
     files::{Files, FilesOptions},
     guardrail::GuardrailRules,
-    http::{self, App, Parts, events::Alive, guard::Guard, listener, tls},
+    http::{self, App, Parts, events::Alive, guard::Guard, listener, tls, webrun::rates::Rates},
     hub::Hub,
     ids::SessionId,
     images::ImageBounds,
@@ -143,6 +143,7 @@ impl Gateway {
 
         let guard = Arc::new(Guard::new(&config.listen, address, auth.is_open()));
         let limits = listener::ListenerLimits::from(&config);
+        let rates = Rates::new(config.webrun.requests_per_minute);
         stop.tasks.spawn(files.clone().expire(stop.connections.clone()));
         let app = App::new(Parts {
             directory: directory.clone(),
@@ -153,6 +154,8 @@ impl Gateway {
             metrics: Arc::clone(&services.metrics),
             guard,
             alive: Alive::default(),
+            rates,
+            socketio: Default::default(),
             connections: AtomicUsize::new(0),
             ready: AtomicBool::new(true),
             stopping: stop.connections.clone(),

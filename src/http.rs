@@ -1,19 +1,23 @@
 //! The surfaces over HTTP. Each translates at the edge and has no behaviour of its own.
 
 pub mod body;
+pub mod cors;
 pub mod events;
 pub mod guard;
 pub mod listener;
 pub mod operator;
 pub mod rest;
 pub mod runtime;
+pub mod socketio;
 pub mod tls;
+pub mod view;
 pub mod webrun;
 pub mod wire;
 pub mod written;
 pub mod ws;
 
 use std::{
+    any::Any,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize},
@@ -24,13 +28,14 @@ use std::{
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, FromRequestParts, State},
-    http::{HeaderMap, StatusCode, header, request},
+    http::{HeaderMap, StatusCode, Uri, header, request},
     middleware,
     response::{IntoResponse, Response},
-    routing::{delete, get, post},
+    routing::{any, get, post},
 };
 use onlooker_protocol::code::{Code, Refusal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
     auth::{Auth, CredentialId, Grant},
@@ -57,6 +62,9 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     pub guard: Arc<guard::Guard>,
     pub alive: events::Alive,
+    /// How often the holders of keys may begin something on the WebRun surfaces.
+    pub rates: webrun::rates::Rates,
+    pub socketio: socketio::SocketIo,
     /// Open WebSockets and event streams, for the metric.
     pub connections: AtomicUsize,
     pub ready: AtomicBool,
@@ -115,9 +123,10 @@ pub fn router(app: App) -> Router {
     let publishing = Router::new()
         .route("/v1/sessions/{id}/events", post(runtime::publish_over_http))
         .layer(DefaultBodyLimit::max(limits.events_body_bytes));
-    // The store has bounds of its own, and takes bodies as they come.
-    let uploading =
-        Router::new().route("/files/upload", post(webrun::files::upload)).layer(DefaultBodyLimit::disable());
+    let socketio = Router::new()
+        .route("/socket.io/", any(socketio::handle))
+        .layer(DefaultBodyLimit::max(limits.client_frame_bytes))
+        .layer(cors::layer());
     let checked = Router::new()
         .route("/v1/ws", get(ws::upgrade))
         .route("/v1/runtime", get(runtime::upgrade))
@@ -137,22 +146,41 @@ pub fn router(app: App) -> Router {
         .route("/v1/guardrails/{id}/why", get(rest::why))
         .route("/v1/subscribers/{id}/alive", post(events::alive))
         .route("/v1/tokens", post(rest::issue_token))
-        .route("/files/{file}", get(webrun::files::download))
-        .route("/environments/{environment}/files", get(webrun::files::of_environment))
-        .route("/environments/{environment}/files/{file}", delete(webrun::files::delete))
         .merge(operator::dashboard())
+        .merge(view::routes())
         .layer(DefaultBodyLimit::max(limits.http_body_bytes))
         .merge(publishing)
-        .merge(uploading)
+        .merge(webrun::routes(limits).layer(cors::layer()))
+        .merge(socketio)
         .route("/healthz", get(operator::healthz))
         .route("/readyz", get(operator::readyz))
         .route("/metrics", get(operator::metrics))
-        .fallback(|| async { Refused(Refusal::plain(Code::NotFound)) })
-        .method_not_allowed_fallback(|| async { Refused(Refusal::plain(Code::WrongMethod)) });
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(wrong_method);
     checked
         .layer(middleware::from_fn_with_state(Arc::clone(&app.guard), guard::check))
+        .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::map_response_with_state(app.clone(), count_refusals))
         .with_state(app)
+}
+
+/// A handler's panic is its own: whoever asked is told, and the connection goes on. What the panic says stays here.
+fn panicked(_: Box<dyn Any + Send>) -> Response {
+    Refused(Refusal::plain(Code::Internal)).into_response()
+}
+
+async fn no_such_path(uri: Uri) -> Response {
+    match webrun::is_ours(uri.path()) {
+        true => webrun::problem::Problem::no_such_path().into_response(),
+        false => Refused(Refusal::plain(Code::NotFound)).into_response(),
+    }
+}
+
+async fn wrong_method(uri: Uri) -> Response {
+    match webrun::is_ours(uri.path()) {
+        true => webrun::problem::Problem::wrong_method().into_response(),
+        false => Refused(Refusal::plain(Code::WrongMethod)).into_response(),
+    }
 }
 
 /// Every refusal of every route counts, wherever it was decided.
@@ -303,4 +331,24 @@ pub fn unreadable(error: &serde_json::Error) -> Refusal {
         _ => "this is not JSON".to_owned(),
     };
     Refusal::new(Code::BadFrame, format!("{what}, at {place}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_a_handler_that_panics_hears_of_an_error_and_of_nothing_else() {
+        async fn panics() -> StatusCode {
+            panic!("typed: {}", String::from("hunter2"))
+        }
+        let router: Router = Router::new().route("/", get(panics)).layer(CatchPanicLayer::custom(panicked));
+        let response = router.oneshot(request::Request::new(axum::body::Body::empty())).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = axum::body::to_bytes(response.into_body(), 1024).await.unwrap();
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        assert!(body.contains("internal") && !body.contains("hunter2"), "{body}");
+    }
 }

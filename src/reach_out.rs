@@ -182,7 +182,7 @@ fn rule_4_covered(inputs: &Inputs<'_>) -> Option<Decision> {
             look_again(inputs.presence.next_change, Why::Covered)
         }
         // A result that somebody has seen stays seen, also after they left.
-        Subject::Result { .. } if inputs.presence.results_proved >= Some(inputs.offset) => nothing(Why::ResultProved),
+        Subject::Result { .. } if inputs.presence.has_had(inputs.offset) => nothing(Why::ResultProved),
         _ => None,
     }
 }

@@ -20,6 +20,7 @@ use onlooker_protocol::{
     subscriber::NewTask,
     view::WatcherCounts,
 };
+use serde_json::{Map, Value};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroize;
@@ -47,6 +48,8 @@ pub struct RuntimeEntry {
     /// Its key is marked by the operator as serving every project.
     pub pool: bool,
     pub capacity: u32,
+    /// What it said of itself when it registered.
+    pub labels: Arc<Map<String, Value>>,
     pub outlet: Arc<Outlet>,
     /// Cancelled when the connection has ended.
     pub gone: CancellationToken,
@@ -59,10 +62,11 @@ impl RuntimeEntry {
         name: String,
         (project, pool): (Project, bool),
         capacity: u32,
+        labels: Map<String, Value>,
         outlet: Arc<Outlet>,
     ) -> Arc<Self> {
-        let (gone, load) = (CancellationToken::new(), AtomicU32::new(0));
-        Arc::new(Self { connection, name, project, pool, capacity, outlet, gone, load })
+        let (gone, load, labels) = (CancellationToken::new(), AtomicU32::new(0), Arc::new(labels));
+        Arc::new(Self { connection, name, project, pool, capacity, labels, outlet, gone, load })
     }
 
     fn serves(&self, project: &Project) -> bool {
@@ -143,9 +147,16 @@ impl Runtimes {
         (self.entries.len(), load)
     }
 
-    /// Connections of runtimes that may serve this project.
-    pub fn connections(&self, project: &Project) -> Vec<ConnectionId> {
-        self.entries.iter().filter(|entry| entry.serves(project)).map(|entry| entry.connection).collect()
+    /// Connections of runtimes that may serve this project; of all without one.
+    pub fn connections(&self, project: Option<&Project>) -> Vec<ConnectionId> {
+        let serves = |entry: &RuntimeEntry| project.is_none_or(|project| entry.serves(project));
+        self.entries.iter().filter(|entry| serves(entry)).map(|entry| entry.connection).collect()
+    }
+
+    /// Whether a session for this project, or for any, would find a place now.
+    pub fn have_room(&self, project: Option<&Project>) -> bool {
+        let serves = |entry: &RuntimeEntry| project.is_none_or(|project| entry.serves(project));
+        self.entries.iter().any(|entry| serves(&entry) && entry.load.load(Ordering::Relaxed) < entry.capacity)
     }
 }
 

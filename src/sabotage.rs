@@ -16,6 +16,10 @@ pub enum Guard {
     Fence,
     /// What is kept for one subscriber is bounded in bytes.
     ByteBound,
+    /// Dependencies log nothing finer than `info`.
+    LogCap,
+    /// A task's webhook goes to no address inside the operator's network.
+    AddressCheck,
 }
 
 /// Whether this check is turned off.
@@ -42,6 +46,8 @@ fn parse(list: &str) -> Vec<Guard> {
             "compare_and_set" => Guard::CompareAndSet,
             "fence" => Guard::Fence,
             "byte_bound" => Guard::ByteBound,
+            "log_cap" => Guard::LogCap,
+            "address_check" => Guard::AddressCheck,
             other => panic!("ONLOOKER_SABOTAGE names no guard: {other}"),
         })
         .collect()
@@ -54,7 +60,16 @@ mod tests {
     fn every_guard_is_on_without_the_feature() {
         use super::{Guard, is_off};
 
-        for guard in [Guard::Redactor, Guard::Recheck, Guard::CompareAndSet, Guard::Fence, Guard::ByteBound] {
+        let guards = [
+            Guard::Redactor,
+            Guard::Recheck,
+            Guard::CompareAndSet,
+            Guard::Fence,
+            Guard::ByteBound,
+            Guard::LogCap,
+            Guard::AddressCheck,
+        ];
+        for guard in guards {
             assert!(!is_off(guard), "{guard:?}");
         }
     }

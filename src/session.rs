@@ -170,6 +170,8 @@ pub struct Created {
     /// For runtimes that opened it themselves.
     pub claim: Option<String>,
     pub task: Option<String>,
+    /// What the runtime says of itself that it was offered to.
+    pub labels: Arc<Map<String, Value>>,
 }
 
 pub(crate) struct NewSession {

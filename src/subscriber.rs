@@ -157,6 +157,11 @@ impl Following {
         &self.session
     }
 
+    /// Whether the place that its client asked for can no longer be had. True until the first step says so.
+    pub fn begins_with_gap(&self) -> bool {
+        matches!(self.phase, Phase::Begin { gap: Some(_) })
+    }
+
     /// The epoch of what is handed out.
     pub fn epoch(&self) -> Epoch {
         self.epoch

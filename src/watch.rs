@@ -8,7 +8,7 @@
 //! looks; [`Presence::next_change`] says when to look again.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -58,6 +58,9 @@ pub struct Newcomer {
     pub attentive: Attentive,
 }
 
+/// Results of one session that are remembered as read one by one: as many as somebody may still have to see.
+const RESULTS_READ: usize = 32;
+
 /// How a subscription ended. Only [`Leave::Abnormal`] leaves a grace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leave {
@@ -89,6 +92,8 @@ struct Book {
     raised: Option<Instant>,
     /// The newest offset that any watcher has proved while it counted and could see results.
     results_proved: Option<u64>,
+    /// Results that were read one by one, the newest last: who has read a later one need not have read an earlier one.
+    results_read: VecDeque<u64>,
     /// Proofs at or above this offset are worth telling the owner about.
     interest: Option<u64>,
     /// Nobody lapses before this: with ten thousand watchers, not every pong may look at every watcher.
@@ -144,7 +149,10 @@ pub struct Watcher {
 pub struct Presence {
     pub watchers: Vec<Watcher>,
     pub departures: Vec<Departure>,
+    /// Every result up to here has reached somebody.
     pub results_proved: Option<u64>,
+    /// Results that have reached somebody by themselves.
+    pub results_read: Vec<u64>,
     /// When somebody stops counting unless they do something before.
     pub next_change: Option<Instant>,
 }
@@ -153,6 +161,11 @@ impl Presence {
     /// Whether a current, able watcher has proof of what was raised at `offset`.
     pub fn covers(&self, offset: u64) -> bool {
         self.watchers.iter().any(|watcher| watcher.able && watcher.proved >= Some(offset))
+    }
+
+    /// Whether anybody has ever had the result at `offset`.
+    pub fn has_had(&self, offset: u64) -> bool {
+        self.results_proved >= Some(offset) || self.results_read.contains(&offset)
     }
 
     pub fn any_able(&self) -> bool {
@@ -374,6 +387,7 @@ impl Book {
             watchers: [best(true), best(false)].into_iter().flatten().collect(),
             departures: self.departures.clone(),
             results_proved: self.results_proved,
+            results_read: self.results_read.iter().copied().collect(),
             next_change: lapses.chain(windows).min(),
         }
     }
@@ -518,6 +532,19 @@ impl PollGuard {
             poller.proved = poller.proved.max(questions);
         }
         book.results_proved = book.results_proved.max(results);
+        drop(book);
+        self.watch.shared.changed.notify_one();
+    }
+
+    /// The response was written completely, and of all results it carried the one at this offset.
+    pub fn written_result(&self, offset: u64) {
+        let mut book = self.watch.lock();
+        if !book.results_read.contains(&offset) {
+            if book.results_read.len() == RESULTS_READ {
+                book.results_read.pop_front();
+            }
+            book.results_read.push_back(offset);
+        }
         drop(book);
         self.watch.shared.changed.notify_one();
     }

@@ -8,9 +8,10 @@ CARGO=${CARGO:-cargo}
 # A test that waits for ever without its check has failed as well.
 LIMIT=120
 
-# check, where its test is (`gateway` or `lib`), the test's name
+# check, where its test is (`gateway`, `crash` or `lib`), the test's name
 TABLE='
 redactor         gateway  secrecy::no_canary_shows_anywhere_after_it_was_echoed_in_every_form
+redactor         crash    outgoing::no_byte_that_leaves_the_gateway_is_a_secret
 redactor         lib      redact::tests::every_encoding_of_a_value_goes
 recheck          gateway  reaching::a_watcher_that_comes_between_decision_and_sending_holds_the_notice_back
 recheck          lib      outbox::tests::a_notice_that_is_no_longer_wanted_at_sending_is_not_sent
@@ -21,6 +22,7 @@ fence            gateway  runtimes::events_of_a_runtime_that_was_replaced_are_re
 fence            gateway  engine::memory::a_lower_term_is_fenced_and_changes_nothing
 byte_bound       gateway  engine::memory::a_log_is_trimmed_by_bytes
 byte_bound       gateway  slow::a_subscriber_that_never_reads_costs_no_memory_and_hurts_nobody
+log_cap          crash    outgoing::no_byte_that_leaves_the_gateway_is_a_secret
 '
 
 said=$(mktemp)
@@ -28,7 +30,7 @@ trap 'rm -f "$said"' EXIT
 unset ONLOOKER_SABOTAGE
 
 echo "==> building with the feature sabotage"
-if ! $CARGO test -p onlooker --features sabotage --lib --test gateway --no-run >"$said" 2>&1; then
+if ! $CARGO test -p onlooker --features sabotage --lib --test gateway --test crash --no-run >"$said" 2>&1; then
     cat "$said"
     exit 1
 fi
@@ -36,6 +38,7 @@ binary_of() {
     sed -n "s|^ *Executable $1 (\(.*\))\$|\1|p" "$said"
 }
 gateway=$(binary_of tests/gateway/main.rs)
+crash=$(binary_of tests/crash/main.rs)
 lib=$(binary_of 'unittests src/lib.rs')
 
 # run SWITCH BINARY NAME: runs one test; its words are left in $said.
@@ -51,7 +54,7 @@ complain() {
 
 judge() {
     check=$1 name=$3
-    case $2 in gateway) binary=$gateway ;; *) binary=$lib ;; esac
+    case $2 in gateway) binary=$gateway ;; crash) binary=$crash ;; *) binary=$lib ;; esac
     echo "==> $check: $name"
     if ! run '' "$binary" "$name"; then
         tail -n 20 "$said"

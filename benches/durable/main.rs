@@ -8,9 +8,11 @@
 //! Rounds are interleaved, figures are medians with the least and the greatest. The publishers run on the same machine
 //! as the gateway: their share of the processors is in the table.
 
+#[path = "../measuring/figures.rs"]
 mod figures;
 mod history;
 mod publisher;
+#[path = "../measuring/server.rs"]
 mod server;
 
 use std::{

@@ -171,6 +171,11 @@ impl Task {
         stillness.wait_for(|s| s.held()).await.expect("the session that is borrowed here holds the sender");
     }
 
+    /// Whether the task is paused or a person has control at this moment.
+    pub fn is_held(&self) -> bool {
+        self.session.stillness.borrow().held()
+    }
+
     /// The next input of a person to the session's browser. The last 256 that nobody asked for are kept; those from
     /// before the task are not.
     pub async fn interaction(&self) -> Map<String, Value> {

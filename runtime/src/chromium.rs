@@ -14,8 +14,11 @@ mod browser;
 mod camera;
 mod find;
 mod journey;
+mod keyboard;
 mod link;
+mod meter;
 mod person;
+mod proxy;
 mod tab;
 
 use std::{
@@ -26,6 +29,8 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use onlooker_protocol::event::kind::USAGE;
+use serde_json::{Map, Value, json};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -38,10 +43,19 @@ use camera::Camera;
 pub use find::{NoChromium, find_chromium};
 use journey::Journey;
 pub use link::TaskLink;
+use meter::Meter;
+use proxy::{Proxy, ProxyError};
 use tab::Tab;
 
 /// The size of every page, in page pixels.
 pub const VIEWPORT: (u32, u32) = (1024, 600);
+
+/// What a runtime with this agent says of itself when it registers.
+pub fn labels() -> Map<String, Value> {
+    let (width, height) = VIEWPORT;
+    let dimensions = json!({"width": width, "height": height});
+    Map::from_iter([("browser".to_owned(), json!("chromium")), ("dimensions".to_owned(), dimensions)])
+}
 
 /// How to start Chromium, and where to shop.
 #[derive(Clone, Debug)]
@@ -65,8 +79,15 @@ enum StepError {
     Start(String),
     #[error("the page did not load within {} s", tab::NAVIGATION_LIMIT.as_secs())]
     NavigationTimeout,
-    #[error("the shop cannot be reached")]
+    #[error("the page cannot be reached")]
     Unreachable,
+    #[error("startingUrl is not an http or https address")]
+    StartingUrl,
+    #[error("{0}")]
+    Proxy(#[from] ProxyError),
+    /// Begins anew from what the page shows, once the person is done.
+    #[error("a person took the wheel")]
+    Disturbed,
     #[error("the page has no {0}")]
     ElementNotFound(String),
     #[error("the browser refused a command")]
@@ -87,6 +108,10 @@ impl StepError {
             Self::BrowserLost | Self::Start(_) => "BROWSER_LOST",
             Self::NavigationTimeout => "NAVIGATION_TIMEOUT",
             Self::Unreachable => "NAVIGATION_FAILED",
+            Self::StartingUrl => "INVALID_STARTING_URL",
+            Self::Proxy(ProxyError::NoPool) => "PROXY_UNAVAILABLE",
+            Self::Proxy(ProxyError::SocksLogin | ProxyError::Wrong(_)) => "INVALID_PROXY",
+            Self::Disturbed => "DISTURBED",
             Self::ElementNotFound(_) => "ELEMENT_NOT_FOUND",
             Self::Refused(_) => "BROWSER_ERROR",
             Self::TriesSpent(_) => "LOGIN_FAILED",
@@ -96,9 +121,14 @@ impl StepError {
         }
     }
 
+    /// Whether it may come of a page that a person changed meanwhile.
+    fn is_about_the_page(&self) -> bool {
+        matches!(self, Self::ElementNotFound(_) | Self::NavigationTimeout | Self::Refused(_))
+    }
+
     /// Whether the same page may still do for the next task.
     fn leaves_the_tab_usable(&self) -> bool {
-        matches!(self, Self::TriesSpent(_) | Self::TimedOut(_) | Self::Cancelled(_))
+        matches!(self, Self::TriesSpent(_) | Self::TimedOut(_) | Self::Cancelled(_) | Self::StartingUrl)
     }
 }
 
@@ -148,15 +178,22 @@ impl ChromiumAgent {
 
     /// Does the task behind `link` in its session's page.
     pub async fn work_on(&self, link: &impl TaskLink) -> Result<Completed, Failed> {
-        let result = match self.inner.tab(link.session()).await {
-            Ok(tab) => self.inner.shop(link, &tab).await,
+        let meter = Meter::start();
+        let result = match self.inner.tab(link).await {
+            Ok(tab) => self.inner.shop(link, &tab, &meter).await,
             Err(error) => Err(error),
         };
+        let usage = meter.usage();
+        link.publish(USAGE, usage.clone()).await;
+        let result = result.map(|mut completed| {
+            completed.data.insert("usage".to_owned(), usage);
+            completed
+        });
         result.map_err(|error| {
             if !error.leaves_the_tab_usable() {
                 self.inner.tabs().remove(link.session());
             }
-            tracing::warn!(session.id = link.session(), error = &error as &dyn std::error::Error, "a task failed");
+            tracing::warn!(error = &error as &dyn std::error::Error, "a task failed");
             Failed { code: error.code().to_owned(), error: error.to_string() }
         })
     }
@@ -179,13 +216,14 @@ impl Inner {
     }
 
     /// The session's page, in a fresh context when it has none that lives.
-    async fn tab(&self, session: &str) -> Result<Arc<Tab>, StepError> {
-        let known = self.tabs().get(session).filter(|tab| tab.lives()).cloned();
+    async fn tab(&self, link: &impl TaskLink) -> Result<Arc<Tab>, StepError> {
+        let proxy = Proxy::read(link.proxy())?;
+        let known = self.tabs().get(link.session()).filter(|tab| tab.lives()).cloned();
         if let Some(tab) = known {
             return Ok(tab);
         }
-        let tab = Arc::new(Tab::open(self.browser().await?).await?);
-        self.tabs().insert(session.to_owned(), Arc::clone(&tab));
+        let tab = Arc::new(Tab::open(self.browser().await?, &proxy).await?);
+        self.tabs().insert(link.session().to_owned(), Arc::clone(&tab));
         Ok(tab)
     }
 
@@ -203,15 +241,17 @@ impl Inner {
     }
 
     /// Does the journey, while the camera looks and a person may reach into the page.
-    async fn shop(&self, link: &impl TaskLink, tab: &Tab) -> Result<Completed, StepError> {
+    async fn shop(&self, link: &impl TaskLink, tab: &Tab, meter: &Meter) -> Result<Completed, StepError> {
         let camera = Camera::new(link, tab);
-        let journey = Journey::new(link, tab, &camera, &self.settings);
+        let journey = Journey::new(link, tab, &camera, meter, &self.settings);
         tokio::select! {
             biased;
             () = tab.lost() => Err(StepError::BrowserLost),
+            // Before the journey: what a person did before handing the wheel back is done before the journey goes on.
+            never = person::follow(link, tab, &camera) => match never {},
             result = journey.run() => result,
             never = camera.run() => match never {},
-            never = person::follow(link, tab, &camera) => match never {},
+            never = meter.run(link) => match never {},
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::io::{self, IsTerminal as _};
 
 use clap::ValueEnum;
+use onlooker::sabotage::{self, Guard};
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{EnvFilter, filter::filter_fn, fmt::MakeWriter, layer::SubscriberExt as _};
 
@@ -35,6 +36,7 @@ pub(crate) fn start(format: Format, default: &str) -> Result<(), Failure> {
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     // A second start in one process keeps the first.
     let _ = tracing::subscriber::set_global_default(subscriber(format, filter, colour, io::stderr));
+    super::panics::keep_quiet();
     Ok(())
 }
 
@@ -52,7 +54,7 @@ where
 /// Targets may be named by their code, so that the first part is the crate.
 fn may_be_logged(about: &Metadata<'_>) -> bool {
     let of = about.target().split("::").next().unwrap_or_default();
-    *about.level() <= Level::INFO || OURS.contains(&of)
+    *about.level() <= Level::INFO || OURS.contains(&of) || sabotage::is_off(Guard::LogCap)
 }
 
 #[cfg(test)]

@@ -30,8 +30,9 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
-use super::{App, Body, Caller, Path, Query, Refused, credential_holder, written::Written};
+use super::{App, Body, Caller, Path, Query, Refused, allowed, credential_holder, written::Written};
 use crate::{
+    auth::Grant,
     config::key::Scope,
     engine::{EngineError, Head, ReadLimit, Record},
     hub::Signal,
@@ -77,20 +78,32 @@ pub async fn read(
     let since = since(&query, &headers, wants_stream)?;
     let filter: Vec<String> = query.filter.split(',').filter(|kind| !kind.is_empty()).map(str::to_owned).collect();
     if wants_stream {
-        return Ok(stream_events(app, &caller, session, since, filter));
+        return Ok(stream(app, &caller.0, session, since, filter));
     }
     let written = request.extensions().get::<Written>().cloned();
     page(&app, &caller, &session, Asked { since, filter, query }, written).await.map_err(Refused)
 }
 
 fn since(query: &EventsQuery, headers: &HeaderMap, wants_stream: bool) -> Result<Since, Refusal> {
-    let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
-    match last.or(query.since.as_deref()) {
-        Some(text) => text
-            .parse()
-            .map_err(|_| Refusal::new(Code::Invalid, "since is `start`, `latest` or a position epoch:offset")),
+    match asked_since(query.since.as_deref(), headers)? {
+        Some(since) => Ok(since),
         None if wants_stream => Ok(Since::Latest),
         None => Ok(Since::Start),
+    }
+}
+
+/// Where a reader wants to begin: what its browser has read already counts more than what its page once asked for.
+///
+/// # Errors
+/// `invalid`.
+pub fn asked_since(query: Option<&str>, headers: &HeaderMap) -> Result<Option<Since>, Refusal> {
+    let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
+    match last.or(query) {
+        Some(text) => text
+            .parse()
+            .map(Some)
+            .map_err(|_| Refusal::new(Code::Invalid, "since is `start`, `latest` or a position epoch:offset")),
+        None => Ok(None),
     }
 }
 
@@ -249,10 +262,18 @@ pub async fn alive(
     Path(id): Path<String>,
     Body(said): Body<Said>,
 ) -> Result<Json<serde_json::Value>, Refused> {
-    caller.may(Scope::Watch)?;
-    let unknown = || Refused(Refusal::plain(Code::UnknownSubscriber));
-    let voice = app.alive.streams.get(&id).map(|voice| Arc::clone(&voice)).ok_or_else(unknown)?;
-    if !caller.0.may_see(&voice.project, voice.session.as_str()) {
+    hear(&app, &caller.0, &id, said).map_err(Refused)
+}
+
+/// Takes what the page of an event stream says, and answers what the stream counts as.
+///
+/// # Errors
+/// `forbidden`, `unknown_subscriber`.
+pub fn hear(app: &App, grant: &Grant, id: &str, said: Said) -> Result<Json<serde_json::Value>, Refusal> {
+    allowed(grant, Scope::Watch)?;
+    let unknown = || Refusal::plain(Code::UnknownSubscriber);
+    let voice = app.alive.streams.get(id).map(|voice| Arc::clone(&voice)).ok_or_else(unknown)?;
+    if !grant.may_see(&voice.project, voice.session.as_str()) {
         return Err(unknown());
     }
     {
@@ -286,14 +307,15 @@ impl Drop for Streaming {
     }
 }
 
-fn stream_events(app: App, caller: &Caller, session: Session, since: Since, filter: Vec<String>) -> Response {
+/// A session's events as a stream that lasts for as long as the grant and the session do.
+pub fn stream(app: App, grant: &Grant, session: Session, since: Since, filter: Vec<String>) -> Response {
     let (id, signal) = (ConnectionId::random(), Arc::<Signal>::default());
-    let viewer = credential_holder(&caller.0).by;
+    let viewer = credential_holder(grant).by;
     let wanted = Wanted { since, filter, pictures: false, viewer };
-    let able = caller.0.may(Scope::Answer) && wanted.sees_guardrails();
+    let able = grant.may(Scope::Answer) && wanted.sees_guardrails();
     let newcomer = Newcomer {
         subscriber: id.to_string(),
-        who: caller.0.who.to_string(),
+        who: grant.who.to_string(),
         via: "sse",
         observer: false,
         able,
@@ -317,7 +339,7 @@ fn stream_events(app: App, caller: &Caller, session: Session, since: Since, filt
     let out = VecDeque::from([hello]);
     let now = Instant::now();
     let left = |expires: SystemTime| expires.duration_since(SystemTime::now()).unwrap_or_default();
-    let expires = caller.0.expires.map(|expires| now + left(expires));
+    let expires = grant.expires.map(|expires| now + left(expires));
     let streaming = Streaming { app, id, voice, following, out, quiet_since: now, expires, over: false };
     let body = stream::unfold(streaming, |mut streaming| async move {
         let piece = streaming.next_piece().await?;

@@ -100,7 +100,8 @@ pub async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next
     match guard.check_request(request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(code) => {
-            tracing::debug!(code = code.name(), path = request.uri().path(), "request refused by its host or origin");
+            let path = without_ids(request.uri().path());
+            tracing::debug!(code = code.name(), path, "request refused by its host or origin");
             Refused(refusal(code)).into_response()
         }
     }
@@ -121,6 +122,12 @@ fn said<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Said<'a> {
         (Some(value), None) => value.to_str().map_or(Said::Unclear, Said::Once),
         _ => Said::Unclear,
     }
+}
+
+/// A path as logs may show it: on the WebRun surfaces, what follows the first part may be a session's id, which opens
+/// it.
+fn without_ids(path: &str) -> &str {
+    WEBRUN.iter().find(|prefix| path.starts_with(**prefix)).unwrap_or(&path)
 }
 
 fn begins(path: &str, prefixes: &[&str]) -> bool {

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::{App, Body, Caller, Path, Query, Refused, credential_holder};
 use crate::{
-    auth::token::TokenRequest,
+    auth::{Grant, token::TokenRequest},
     clock,
     config::key::Scope,
     session::{NewSession, Origin, Session},
@@ -158,8 +158,16 @@ pub async fn picture(
 ) -> Result<Response, Refused> {
     caller.may(Scope::Watch)?;
     let session = app.session(&caller.0, &id)?;
-    let viewer = credential_holder(&caller.0).by;
-    let picture = session.images.get(&picture, &viewer).ok_or_else(|| Refusal::plain(Code::UnknownPicture))?;
+    Ok(picture_of(&session, &caller.0, &picture)?)
+}
+
+/// A picture's bytes, for whoever may see it now.
+///
+/// # Errors
+/// `unknown_picture`.
+pub fn picture_of(session: &Session, grant: &Grant, picture: &str) -> Result<Response, Refusal> {
+    let viewer = credential_holder(grant).by;
+    let picture = session.images.get(picture, &viewer).ok_or_else(|| Refusal::plain(Code::UnknownPicture))?;
     let media = HeaderValue::from_str(&picture.media).expect("one of three media types");
     let headers = [
         (header::CONTENT_TYPE, media),

@@ -112,6 +112,7 @@ enum Ended {
 struct Registration {
     name: String,
     capacity: u32,
+    labels: Map<String, Value>,
 }
 
 /// Authentication, if it is needed, and registration, within the deadline.
@@ -123,7 +124,7 @@ async fn greet(app: &App, wire: &mut Wire, token: Option<String>) -> Result<(Gra
         let frame = first_frame(app, wire, deadline).await?;
         match frame {
             RuntimeToGateway::Auth { token: given } => token = Some(given),
-            RuntimeToGateway::Register { name, capacity, labels: _ } => {
+            RuntimeToGateway::Register { name, capacity, labels } => {
                 let given = token.as_deref().unwrap_or_default();
                 let grant = app.auth.authenticate(if open { "" } else { given }).map_err(|error| {
                     tracing::debug!(%error, "a runtime was refused");
@@ -135,7 +136,7 @@ async fn greet(app: &App, wire: &mut Wire, token: Option<String>) -> Result<(Gra
                 if name.is_empty() || name.len() > 128 {
                     return Err(Ended::Close(Code::UnreadableFrame, "a runtime's name has 1 to 128 bytes"));
                 }
-                return Ok((grant, Registration { name, capacity }));
+                return Ok((grant, Registration { name, capacity, labels }));
             }
             _ => return Err(Ended::Close(Code::AuthFailed, "the first frames are auth and register")),
         }
@@ -194,7 +195,8 @@ impl RuntimeConnection {
     fn new(app: App, mut wire: Wire, id: ConnectionId, grant: Grant, registration: Registration) -> Self {
         let outlet = Arc::new(Outlet::default());
         let serves = (Arc::clone(&grant.project), grant.pool);
-        let entry = RuntimeEntry::new(id, registration.name, serves, registration.capacity, Arc::clone(&outlet));
+        let Registration { name, capacity, labels } = registration;
+        let entry = RuntimeEntry::new(id, name, serves, capacity, labels, Arc::clone(&outlet));
         wire.send(&GatewayToRuntime::Registered { runtime: id.to_string() });
         app.directory.services().runtimes.register(Arc::clone(&entry));
         let now = Instant::now();

@@ -29,13 +29,15 @@ pub struct Wire {
     out: VecDeque<Message>,
     waiting_bytes: usize,
     unflushed: bool,
+    /// Messages that were ever queued.
+    queued: u64,
     /// Since when the peer has taken nothing of what waits.
     stalled_since: Option<Instant>,
 }
 
 impl Wire {
     pub fn new(socket: WebSocket) -> Self {
-        Self { socket, out: VecDeque::new(), waiting_bytes: 0, unflushed: false, stalled_since: None }
+        Self { socket, out: VecDeque::new(), waiting_bytes: 0, unflushed: false, queued: 0, stalled_since: None }
     }
 
     /// Bytes that wait and were not handed to the socket yet.
@@ -65,12 +67,28 @@ impl Wire {
         }
     }
 
+    /// Sends a text that others send too.
+    pub fn send_text_shared(&mut self, text: Utf8Bytes) {
+        self.queue(Message::Text(text));
+    }
+
+    /// Messages that were ever queued.
+    pub fn queued(&self) -> u64 {
+        self.queued
+    }
+
+    /// Of those, how many the socket has taken.
+    pub fn handed_on(&self) -> u64 {
+        self.queued - self.out.len() as u64
+    }
+
     pub fn send_binary(&mut self, frame: Bytes) {
         self.queue(Message::Binary(frame));
     }
 
     fn queue(&mut self, message: Message) {
         self.waiting_bytes += size(&message);
+        self.queued += 1;
         self.out.push_back(message);
         self.stalled_since.get_or_insert_with(Instant::now);
     }
@@ -126,12 +144,17 @@ impl Wire {
     }
 
     /// Says goodbye with a code, within the time given. What waits is sent first, unless the peer is too slow.
-    pub async fn close(mut self, code: Code, reason: &str, within: Duration) {
+    pub async fn close(self, code: Code, reason: &str, within: Duration) {
+        self.close_with(code.number(), reason, within, code != Code::TooSlow).await;
+    }
+
+    /// The same with a code of RFC 6455. `flush`: what waits is sent first.
+    pub async fn close_with(mut self, code: u16, reason: &str, within: Duration, flush: bool) {
         // A control frame holds 125 bytes, two of them the code (RFC 6455, 5.5).
         let end = reason.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 123).last();
         let reason = &reason[..end.unwrap_or(0)];
-        let frame = CloseFrame { code: code.number(), reason: reason.into() };
-        if code != Code::TooSlow && !self.is_idle() {
+        let frame = CloseFrame { code, reason: reason.into() };
+        if flush && !self.is_idle() {
             let _ = timeout(within, async {
                 while !self.is_idle() && !matches!(self.turn().await, Turn::Broken(_) | Turn::Closed(_)) {}
             })

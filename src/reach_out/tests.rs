@@ -265,12 +265,16 @@ fn any_presence() -> impl Strategy<Value = Presence> {
     let watcher = (any::<bool>(), proptest::option::of(0..12u64)).prop_map(|(able, proved)| watcher(able, proved));
     let watchers = proptest::collection::vec(watcher, 0..4);
     let departures = proptest::collection::vec(any_departure(), 0..5);
-    (watchers, departures, proptest::option::of(0..12u64)).prop_map(|(watchers, departures, results_proved)| Presence {
-        watchers,
-        departures,
-        results_proved,
-        next_change: None,
-    })
+    let read = proptest::collection::vec(0..12u64, 0..3);
+    (watchers, departures, proptest::option::of(0..12u64), read).prop_map(
+        |(watchers, departures, results_proved, results_read)| Presence {
+            watchers,
+            departures,
+            results_proved,
+            results_read,
+            next_change: None,
+        },
+    )
 }
 
 fn any_subject() -> impl Strategy<Value = Subject> {

@@ -242,6 +242,10 @@ impl Directory {
             Origin::Runtime(seat) => Some(Begun::Held(seat)),
             Origin::HttpRuntime => None,
         };
+        let labels = match &origin {
+            Some(Begun::Offer(seat) | Begun::Held(seat)) => Arc::clone(&seat.labels),
+            None => Arc::default(),
+        };
         services.engine.create(id, epoch, 1).await.map_err(|error| Owner::refuse_append(&error))?;
         let head = services.engine.head(id).map_err(|error| Owner::refuse_append(&error))?;
         let (side_sender, side) = watch::channel(Side::default());
@@ -276,7 +280,7 @@ impl Directory {
         };
         services.metrics.sessions_created.inc();
         self.run(owner, None);
-        Ok(Created { session, claim, task })
+        Ok(Created { session, claim, task, labels })
     }
 
     pub(super) fn insert(&self, session: Session) {

@@ -164,3 +164,93 @@ fn in_the_terms_of(view: &GuardrailView, unnamed: &Unnamed, actor: &Actor) -> An
     }
     answer
 }
+
+#[cfg(test)]
+mod tests {
+    use onlooker_protocol::{
+        Position,
+        event::Epoch,
+        view::{Choice, Field, GuardrailKind, OnTimeout},
+    };
+
+    use super::*;
+    use crate::control::{Holder, HolderKey};
+
+    fn question(fields: &[&str], choices: &[(&str, &str)]) -> GuardrailView {
+        let field = |id: &&str| Field {
+            id: (*id).to_owned(),
+            label: None,
+            kind: None,
+            required: true,
+            secret: true,
+            hint: None,
+        };
+        let choice = |(id, label): &(&str, &str)| Choice { id: (*id).to_owned(), label: Some((*label).to_owned()) };
+        GuardrailView {
+            session: "s".to_owned(),
+            guardrail_id: "g".to_owned(),
+            revision: 3,
+            asked: 1,
+            task: None,
+            kind: GuardrailKind::Other,
+            value: "What now?".to_owned(),
+            domain: None,
+            fields: fields.iter().map(field).collect(),
+            choices: choices.iter().map(choice).collect(),
+            website_error: None,
+            state: GuardrailState::Open,
+            opened_at: String::new(),
+            expires_at: String::new(),
+            on_timeout: OnTimeout::KeepWaiting,
+            position: Position { epoch: Epoch::new("aaaaaaaa").unwrap(), offset: 0 },
+            claim: None,
+            resolution: None,
+        }
+    }
+
+    fn answer(view: &GuardrailView, text: &str, decline: bool) -> Answer {
+        let holder = Holder { who: "client".to_owned(), by: HolderKey::Credential("c".into()) };
+        let unnamed = Unnamed { shown: None, text: text.to_owned().into(), decline };
+        in_the_terms_of(view, &unnamed, &Actor { holder, via: "webrun" })
+    }
+
+    #[test]
+    fn words_that_name_a_choice_are_that_choice() {
+        let view = question(&[], &[("yes", "Buy it"), ("no", "Leave it")]);
+        assert_eq!(answer(&view, "YES", false).choice.as_deref(), Some("yes"));
+        assert_eq!(answer(&view, " leave it\n", false).choice.as_deref(), Some("no"));
+        let other = answer(&view, "buy two", false);
+        assert_eq!((other.choice, other.text.as_deref()), (None, Some("buy two")));
+    }
+
+    #[test]
+    fn words_for_the_only_field_are_its_value_as_they_were_typed() {
+        let only = answer(&question(&["code"], &[]), " 12 34 ", false);
+        assert_eq!((only.values.get("code").map(String::as_str), only.text), (Some(" 12 34 "), None));
+        let several = answer(&question(&["name", "code"], &[]), "ada 1234", false);
+        assert_eq!((several.values.len(), several.text.as_deref()), (0, Some("ada 1234")));
+    }
+
+    #[test]
+    fn who_declines_fills_in_nothing() {
+        let declined = answer(&question(&["code"], &[]), "1234", true);
+        assert_eq!((declined.action, declined.values.len()), (AnswerAction::Decline, 0));
+        assert_eq!(answer(&question(&[], &[]), "", true).text, None);
+    }
+
+    #[test]
+    fn the_last_poll_of_a_task_or_of_any_says_what_is_meant() {
+        let shown = |id: &str| Shown { guardrail: id.to_owned(), revision: Some(1) };
+        let polls = ShownToPollers::default();
+        assert_eq!(polls.last(None), None);
+        polls.set("a", shown("g1"));
+        polls.set("b", shown("g2"));
+        polls.set("a", shown("g3"));
+        assert_eq!((polls.last(None), polls.last(Some("b"))), (Some(shown("g3")), Some(shown("g2"))));
+        assert_eq!(polls.last(Some("c")), None);
+        for task in 0..TASKS {
+            polls.set(&format!("t{task}"), shown("g4"));
+        }
+        assert_eq!((polls.lock().len(), polls.last(Some("b"))), (TASKS, None));
+    }
+}

@@ -168,6 +168,22 @@ fn a_poll_proves_questions_and_results_apart() {
     assert_eq!(watch.presence(start).results_proved, Some(8));
 }
 
+#[test]
+fn who_reads_a_later_result_has_not_read_an_earlier_one() {
+    let (watch, start) = begin();
+    let poll = watch.poll("a".into(), "ada", true, start);
+    poll.written_result(8);
+    poll.written_result(8);
+    let presence = watch.presence(start);
+    assert!(presence.has_had(8) && !presence.has_had(4));
+    for offset in 100..200 {
+        poll.written_result(offset);
+    }
+    assert_eq!(watch.presence(start).results_read.len(), RESULTS_READ, "bounded");
+    poll.written(None, Some(9));
+    assert!(watch.presence(start).has_had(4), "a page carries all of them");
+}
+
 #[tokio::test]
 async fn a_guard_that_is_dropped_reports_its_end_once_and_as_abnormal() {
     let (watch, start) = begin();

@@ -27,6 +27,8 @@ pub const BOUND: Duration = Duration::from_secs(30);
 pub struct Gateway {
     pub folder: PathBuf,
     pub url: String,
+    /// How much it says; as little as by default where nothing is asked for.
+    pub log_filter: Option<&'static str>,
     address: String,
     config: PathBuf,
     history: History,
@@ -49,7 +51,15 @@ impl Gateway {
         let address = format!("127.0.0.1:{}", free_port());
         let config = folder.join("onlooker.toml");
         fs::write(&config, format!("{settings}\n{SHORT_TIMES}")).unwrap();
-        Self { folder, url: format!("http://{address}"), address, config, history: history.clone(), running: None }
+        Self {
+            folder,
+            url: format!("http://{address}"),
+            address,
+            config,
+            history: history.clone(),
+            running: None,
+            log_filter: None,
+        }
     }
 
     pub fn data(&self) -> PathBuf {
@@ -63,7 +73,8 @@ impl Gateway {
     fn command(&self, address: &str, plan: Option<&Plan>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_onlooker"));
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("ONLOOKER_") || name == "RUST_LOG" {
+            let switch = name == "ONLOOKER_SABOTAGE";
+            if !switch && name.to_string_lossy().starts_with("ONLOOKER_") || name == "RUST_LOG" {
                 command.env_remove(name);
             }
         }
@@ -72,6 +83,9 @@ impl Gateway {
         command.arg("--data-dir").arg(self.data()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         if let Some(plan) = plan {
             command.envs(plan.environment(&self.data(), &self.folder.join("counts")));
+        }
+        if let Some(filter) = self.log_filter {
+            command.env("ONLOOKER_LOG", filter);
         }
         command.kill_on_drop(true);
         command
@@ -104,6 +118,16 @@ impl Gateway {
             running.child.kill().await.unwrap();
             self.history.record(What::GatewayKilled);
         }
+    }
+
+    /// As an operator does it: everything that it still has to say is said.
+    pub async fn stop(&mut self) {
+        if let Some(running) = &self.running {
+            let process = running.child.id().expect("it runs").to_string();
+            let asked = Command::new("kill").args(["-TERM", &process]).status().await.unwrap();
+            assert!(asked.success());
+        }
+        assert!(self.ended_within(BOUND).await, "it does not stop\n{}", self.last_words());
     }
 
     /// Waits until it ends by itself; `false` when it still runs after that long.

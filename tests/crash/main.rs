@@ -13,10 +13,12 @@ mod driver;
 mod gateway;
 mod history;
 mod kills;
+mod outgoing;
 mod planted;
 mod scenario;
 mod secrecy;
 mod shim;
+mod tap;
 
 fn is_full() -> bool {
     std::env::var_os("ONLOOKER_TEST_FULL").is_some()

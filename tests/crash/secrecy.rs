@@ -26,27 +26,44 @@ use crate::{
     history::{History, What},
 };
 
-const BOUND: Duration = Duration::from_secs(20);
+pub const BOUND: Duration = Duration::from_secs(20);
 
 /// What must not be found, by name.
 #[derive(Default)]
-struct Canaries(BTreeMap<String, String>);
+pub struct Canaries(BTreeMap<String, String>);
 
 impl Canaries {
     /// A new secret whose JSON, percent and base64 forms all differ from it.
-    fn make(&mut self, name: &str) -> String {
+    pub fn make(&mut self, name: &str) -> String {
         let secret = format!("Kanari\"{:016x}\\vögel/{:08x}+?", rand::random::<u64>(), rand::random::<u32>());
         self.keep(name, &secret)
     }
 
     /// A new secret that can stand in a URL as it is.
-    fn make_plain(&mut self, name: &str) -> String {
+    pub fn make_plain(&mut self, name: &str) -> String {
         self.keep(name, &format!("kanari{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>()))
     }
 
-    fn keep(&mut self, name: &str, secret: &str) -> String {
+    pub fn keep(&mut self, name: &str, secret: &str) -> String {
         self.0.insert(name.to_owned(), secret.to_owned());
         secret.to_owned()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.0.iter()
+    }
+
+    pub fn all(&self) -> Vec<String> {
+        self.0.values().cloned().collect()
+    }
+
+    pub fn of(&self, name: &str) -> String {
+        self.0[name].clone()
+    }
+
+    pub fn without(&self, names: &[&str]) -> Self {
+        let kept = self.iter().filter(|(name, _)| !names.contains(&name.as_str()));
+        Self(kept.map(|(name, secret)| (name.clone(), secret.clone())).collect())
     }
 
     /// Every form of every secret that stands in a file below the folder.
@@ -79,7 +96,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn forms(secret: &str) -> Vec<(&'static str, String)> {
+pub fn forms(secret: &str) -> Vec<(&'static str, String)> {
     let json = serde_json::to_string(secret).unwrap();
     let ascii: String =
         json.chars().map(|c| if c.is_ascii() { c.to_string() } else { format!("\\u{:04x}", u32::from(c)) }).collect();

@@ -180,6 +180,7 @@ async fn what_is_no_upload_is_refused_in_documented_words() {
     let keys = [key("a", "p", &[Scope::Control], false), key("w", "p", &[Scope::Watch], false)];
     let mut config = quick();
     config.keys = keys.to_vec();
+    config.webrun.requests_per_minute = 100;
     let gateway = TestGateway::with(config).await;
     let file: [Part<'_>; 1] = [("files", Some("a.txt"), b"a")];
     let says = |answer: &Value| answer["message"].as_str().unwrap_or_default().to_owned();

@@ -465,10 +465,21 @@ pub struct Runtime {
 
 impl Runtime {
     pub async fn connect(gateway: &TestGateway, name: &str, capacity: u32, token: Option<&str>) -> Self {
+        Self::announcing(gateway, name, capacity, token, Map::new()).await
+    }
+
+    /// A runtime that says more of itself.
+    pub async fn announcing(
+        gateway: &TestGateway,
+        name: &str,
+        capacity: u32,
+        token: Option<&str>,
+        labels: Map<String, Value>,
+    ) -> Self {
         let socket = open(gateway, "/v1/runtime", token).await;
         let mut runtime = Self { socket, numbers: Default::default(), seen: VecDeque::new() };
         let name = name.to_owned();
-        runtime.send(RuntimeToGateway::Register { name, capacity, labels: Map::new() }).await;
+        runtime.send(RuntimeToGateway::Register { name, capacity, labels }).await;
         runtime.until("registered", |frame| matches!(frame, GatewayToRuntime::Registered { .. }).then_some(())).await;
         runtime
     }

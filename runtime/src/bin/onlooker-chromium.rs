@@ -5,11 +5,10 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Du
 use clap::Parser;
 use onlooker_runtime::{
     Options,
-    chromium::{ChromiumAgent, Settings, find_chromium},
+    chromium::{ChromiumAgent, Settings, find_chromium, labels},
     run,
     shop::Shop,
 };
-use serde_json::{Map, json};
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{EnvFilter, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt};
@@ -88,7 +87,7 @@ async fn serve(arguments: Arguments, executable: PathBuf) -> Result<(), Box<dyn 
         token: arguments.token,
         name: "chromium".to_owned(),
         capacity: arguments.capacity,
-        labels: Map::from_iter([("browser".to_owned(), json!("chromium"))]),
+        labels: labels(),
     };
     let result = run(options, Arc::new(agent.clone()), shutdown).await;
     signals.abort();

@@ -32,7 +32,10 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use super::{Settings, StepError, VIEWPORT};
+use super::{
+    Settings, StepError, VIEWPORT,
+    proxy::{Gatekeeper, Login},
+};
 
 /// A cold start on a busy small machine takes several seconds.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -42,6 +45,8 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 /// A running browser. Its process ends when this is dropped, and with the agent.
 pub(super) struct Browser {
     pub(super) process: Option<u32>,
+    /// Where the DevTools listen.
+    address: String,
     devtools: chromiumoxide::Browser,
     tasks: TaskTracker,
     /// Cancelled when the process or the connection to it has ended.
@@ -74,11 +79,12 @@ impl Browser {
             let viewport = Viewport { width, height, ..Viewport::default() };
             let config =
                 HandlerConfig { viewport: Some(viewport), request_timeout: START_LIMIT, ..HandlerConfig::default() };
-            chromiumoxide::Browser::connect_with_config(address, config)
+            chromiumoxide::Browser::connect_with_config(&address, config)
                 .await
+                .map(|(devtools, connection)| (address, devtools, connection))
                 .map_err(|_| StepError::Start("it does not speak the DevTools protocol".to_owned()))
         });
-        let (devtools, connection) = match connected.await {
+        let (address, devtools, connection) = match connected.await {
             Ok(Ok(connected)) => connected,
             failure => {
                 end(process, profile).await;
@@ -90,7 +96,7 @@ impl Browser {
         let gone = CancellationToken::new();
         let stop = stop.child_token();
         tasks.spawn(keep(process, connection, profile, stop.clone(), gone.clone().drop_guard()));
-        Ok(Self { process: id, devtools, tasks: tasks.clone(), gone, _stop: stop.drop_guard() })
+        Ok(Self { process: id, address, devtools, tasks: tasks.clone(), gone, _stop: stop.drop_guard() })
     }
 
     pub(super) fn lives(&self) -> bool {
@@ -102,8 +108,12 @@ impl Browser {
     }
 
     /// A fresh context: no cookies, no cache, shared with nobody.
-    pub(super) async fn new_context(&self) -> Result<BrowserContextId, StepError> {
-        let wanted = CreateBrowserContextParams { dispose_on_detach: Some(true), ..Default::default() };
+    pub(super) async fn new_context(&self, proxy: Option<&str>) -> Result<BrowserContextId, StepError> {
+        let wanted = CreateBrowserContextParams {
+            dispose_on_detach: Some(true),
+            proxy_server: proxy.map(str::to_owned),
+            ..Default::default()
+        };
         self.command(self.devtools.create_browser_context(wanted)).await
     }
 
@@ -111,6 +121,19 @@ impl Browser {
         let mut wanted = CreateTargetParams::new("about:blank");
         wanted.browser_context_id = Some(context.clone());
         self.command(self.devtools.new_page(wanted)).await
+    }
+
+    /// Answers what the proxy asks in this page, in a task that ends with `over` and with the browser.
+    pub(super) async fn answer_proxy(
+        &self,
+        page: &str,
+        login: Login,
+        over: CancellationToken,
+    ) -> Result<(), StepError> {
+        let attached = timeout(COMMAND_LIMIT, Gatekeeper::attach(&self.address, page, login)).await;
+        let gatekeeper = attached.ok().flatten().ok_or(StepError::BrowserLost)?;
+        self.tasks.spawn(gatekeeper.run(over));
+        Ok(())
     }
 
     /// Closes a context with all its pages, in a task that ends with the browser.
@@ -160,6 +183,9 @@ fn arguments(settings: &Settings, profile: &Profile) -> Vec<String> {
         "--disable-sync",
         "--disable-features=Translate,PasswordManagerOnboarding,AutofillServerCommunication",
         "--force-color-profile=srgb",
+        // Pages must not learn an address that a proxy hides.
+        "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",
+        "--webrtc-ip-handling-policy=disable_non_proxied_udp",
         "--hide-scrollbars",
         "--lang=en-US",
         "--mute-audio",

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Deref,
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -15,14 +16,18 @@ use onlooker_protocol::{
 };
 use rand::RngExt;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::{sync::MutexGuard, time::sleep};
+use url::Url;
+use zeroize::Zeroize;
 
 use super::{
     Settings, StepError,
     answer::{self, Verdict},
     camera::Camera,
+    keyboard::Chord,
     link::TaskLink,
-    tab::{Spot, Tab, View},
+    meter::Meter,
+    tab::{Spot, Tab, Typing, View},
 };
 use crate::agent::Completed;
 
@@ -37,19 +42,19 @@ pub(super) struct Journey<'a, L> {
     link: &'a L,
     tab: &'a Tab,
     camera: &'a Camera<'a, L>,
+    meter: &'a Meter,
     settings: &'a Settings,
-    began: Instant,
     progress: Mutex<Progress>,
 }
 
 #[derive(Default)]
 struct Progress {
+    /// The first page was opened.
+    opened: bool,
     wanted: Option<String>,
     added: bool,
     /// By kind: the guardrail's id and its last revision.
     asked: HashMap<&'static str, (String, u32)>,
-    /// Spent waiting for people.
-    waited: Duration,
     urls: Vec<Value>,
 }
 
@@ -59,40 +64,133 @@ enum Step {
     Done(Completed),
 }
 
+/// An outcome whose values are overwritten once they were used.
+struct Taken(GuardrailOutcome);
+
+impl Deref for Taken {
+    type Target = GuardrailOutcome;
+
+    fn deref(&self) -> &GuardrailOutcome {
+        &self.0
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.text.zeroize();
+        self.0.values.values_mut().for_each(Zeroize::zeroize);
+    }
+}
+
 impl<'a, L: TaskLink> Journey<'a, L> {
-    pub(super) fn new(link: &'a L, tab: &'a Tab, camera: &'a Camera<'a, L>, settings: &'a Settings) -> Self {
-        Self { link, tab, camera, settings, began: Instant::now(), progress: Mutex::default() }
+    pub(super) fn new(
+        link: &'a L,
+        tab: &'a Tab,
+        camera: &'a Camera<'a, L>,
+        meter: &'a Meter,
+        settings: &'a Settings,
+    ) -> Self {
+        Self { link, tab, camera, meter, settings, progress: Mutex::default() }
     }
 
     pub(super) async fn run(&self) -> Result<Completed, StepError> {
-        self.link.ready().await;
-        self.say("I open the shop.").await;
-        self.open_front().await?;
         for _ in 0..STEPS_MAX {
-            self.link.ready().await;
-            let view = self.tab.view().await?;
-            let step = match view.page.as_str() {
-                "front" => self.choose(&view).await?,
-                "product" => self.add_to_cart(&view).await?,
-                "cart" => self.go_to_checkout(&view).await?,
-                "login" => self.sign_in(&view).await?,
-                "two-factor" => self.confirm_identity(&view).await?,
-                "checkout" => self.buy(&view).await?,
-                "confirmation" => self.finish(&view).await,
-                _ => self.open_front().await.map(|()| Step::Next)?,
-            };
-            if let Step::Done(completed) = step {
-                return Ok(completed);
+            drop(self.alone().await);
+            match self.step_and_disturbance().await {
+                (Ok(Step::Done(completed)), _) => return Ok(completed),
+                (Ok(Step::Next) | Err(StepError::Disturbed), _) => {}
+                (Err(error), true) if error.is_about_the_page() => {}
+                (Err(error), _) => return Err(error),
             }
         }
         Err(StepError::StepsSpent)
     }
 
-    async fn open_front(&self) -> Result<(), StepError> {
-        let url = self.settings.shop.as_str();
-        self.link.publish(ACTION, json!({"name": "navigate", "url": url})).await;
+    /// One step, and whether a person took the wheel during it.
+    async fn step_and_disturbance(&self) -> (Result<Step, StepError>, bool) {
+        let step = self.step();
+        tokio::pin!(step);
+        let mut disturbed = false;
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut step => return (result, disturbed),
+                () = self.link.held(), if !disturbed => disturbed = true,
+            }
+        }
+    }
+
+    async fn step(&self) -> Result<Step, StepError> {
+        if !self.read(|progress| progress.opened) {
+            return self.open_first().await;
+        }
+        let view = self.tab.view().await?;
+        match view.page.as_str() {
+            "front" => self.choose(&view).await,
+            "product" => self.add_to_cart(&view).await,
+            "cart" => self.go_to_checkout(&view).await,
+            "login" => self.sign_in(&view).await,
+            "two-factor" => self.confirm_identity(&view).await,
+            "checkout" => self.buy(&view).await,
+            "confirmation" => Ok(self.finish(&view).await),
+            _ if self.begins_elsewhere() => Ok(self.tell_of(&view).await),
+            _ => self.open_front().await,
+        }
+    }
+
+    /// Waits while a person has the wheel and until what they did there is done; keeps them from the page while the
+    /// guard lives.
+    async fn alone(&self) -> MutexGuard<'_, ()> {
+        let _rest = self.meter.rest();
+        loop {
+            self.link.ready().await;
+            let hands = self.tab.hands().await;
+            if !self.link.is_held() {
+                return hands;
+            }
+        }
+    }
+
+    /// The page that the task names, or the shop.
+    async fn open_first(&self) -> Result<Step, StepError> {
+        let step = match self.link.starting_url() {
+            Some(text) => {
+                let url = starting_url(text).ok_or(StepError::StartingUrl)?;
+                self.say("I open the page that I was given.").await;
+                self.open(url.as_str()).await?
+            }
+            None => {
+                self.say("I open the shop.").await;
+                self.open_front().await?
+            }
+        };
+        self.write(|progress| progress.opened = true);
+        Ok(step)
+    }
+
+    async fn open_front(&self) -> Result<Step, StepError> {
+        self.open(self.settings.shop.as_str()).await
+    }
+
+    async fn open(&self, url: &str) -> Result<Step, StepError> {
+        self.act(json!({"name": "navigate", "url": url})).await?;
         self.tab.goto(url).await?;
-        self.arrived().await
+        self.arrived().await?;
+        Ok(Step::Next)
+    }
+
+    /// Whether the task is about another site, on which this agent can do nothing but look.
+    fn begins_elsewhere(&self) -> bool {
+        let url = self.link.starting_url().and_then(starting_url);
+        url.is_some_and(|url| url.origin() != self.settings.shop.origin())
+    }
+
+    async fn tell_of(&self, view: &View) -> Step {
+        let name = [&view.title, &view.heading, &view.url].into_iter().find(|name| !name.is_empty());
+        let message = format!("The page is open: “{}”.", name.map_or("", String::as_str));
+        self.link.publish(RESPONSE_UPDATE, json!({"message": message})).await;
+        self.camera.shoot().await;
+        Step::Done(self.completed(message))
     }
 
     async fn choose(&self, view: &View) -> Result<Step, StepError> {
@@ -123,7 +221,7 @@ impl<'a, L: TaskLink> Journey<'a, L> {
         self.say(&format!("The shop shows {} products; I look through them.", view.products.len())).await;
         let (x, y) = (512.0, 320.0);
         for down in [320.0, -320.0] {
-            self.act(json!({"name": "scroll", "x": x, "y": y, "deltaY": down, "url": view.url})).await;
+            self.act(json!({"name": "scroll", "x": x, "y": y, "deltaY": down, "url": view.url})).await?;
             self.tab.scroll(x, y, down).await?;
             self.rest().await;
             self.camera.shoot().await;
@@ -134,7 +232,7 @@ impl<'a, L: TaskLink> Journey<'a, L> {
     async fn add_to_cart(&self, view: &View) -> Result<Step, StepError> {
         let (wanted, added) = self.read(|progress| (progress.wanted.clone(), progress.added));
         if added || wanted.is_none_or(|wanted| wanted != view.heading) {
-            return self.open_front().await.map(|()| Step::Next);
+            return self.open_front().await;
         }
         self.say(&format!("“{}” is what I am looking for; I put it into the cart.", view.heading)).await;
         let step = self.follow("#add-to-cart", view).await?;
@@ -146,7 +244,7 @@ impl<'a, L: TaskLink> Journey<'a, L> {
         let undecided = self.read(|progress| progress.wanted.is_none());
         if view.cart == 0 {
             self.write(|progress| progress.added = false);
-            return self.open_front().await.map(|()| Step::Next);
+            return self.open_front().await;
         }
         if undecided {
             return self.follow("#empty-cart", view).await;
@@ -211,7 +309,7 @@ impl<'a, L: TaskLink> Journey<'a, L> {
             }
             return Ok(self.nothing_bought(&format!("The purchase for {total} was rejected")).await);
         }
-        self.link.ready().await;
+        drop(self.alone().await);
         let now = self.tab.view().await?;
         if now.page != "checkout" || now.total != total {
             return Ok(Step::Next);
@@ -234,7 +332,7 @@ impl<'a, L: TaskLink> Journey<'a, L> {
     }
 
     /// Asks, under a higher revision when the same was asked before, with what the site said to the last answer.
-    async fn ask(&self, kind: &'static str, mut question: Value, view: &View) -> Result<GuardrailOutcome, StepError> {
+    async fn ask(&self, kind: &'static str, mut question: Value, view: &View) -> Result<Taken, StepError> {
         let (id, revision) = self.write(|progress| {
             let (id, revision) = progress.asked.entry(kind).or_insert_with(|| (new_id(), 0));
             *revision += 1;
@@ -252,15 +350,14 @@ impl<'a, L: TaskLink> Journey<'a, L> {
         } else {
             self.say("I need a person for the next step.").await;
         }
-        let asked_at = Instant::now();
-        let outcome = self.link.ask(question).await;
-        self.write(|progress| progress.waited += asked_at.elapsed());
-        Ok(outcome)
+        let _rest = self.meter.rest();
+        Ok(Taken(self.link.ask(question).await))
     }
 
     /// Types the values into the page and submits them, unseen by the camera and in a sensitive window.
     async fn submit(&self, view: &View, values: &[(&str, &str)], button: &str) -> Result<Step, StepError> {
-        self.link.ready().await;
+        // Begun, it is finished: half an answer left in the page would be seen.
+        let hands = self.alone().await;
         if self.tab.view().await?.page != view.page {
             return Ok(Step::Next);
         }
@@ -269,7 +366,7 @@ impl<'a, L: TaskLink> Journey<'a, L> {
         self.link.sensitive(true).await;
         let result = self.type_and_submit(view, values, button).await;
         self.link.sensitive(false).await;
-        drop(shutter);
+        drop((shutter, hands));
         result?;
         self.arrived().await?;
         let now = self.tab.view().await?;
@@ -282,14 +379,14 @@ impl<'a, L: TaskLink> Journey<'a, L> {
     async fn type_and_submit(&self, view: &View, values: &[(&str, &str)], button: &str) -> Result<(), StepError> {
         for (field, value) in values {
             let spot = self.tab.find(field).await?;
-            self.act(describe("type", &spot, &view.url)).await;
+            self.link.publish(ACTION, describe("type", &spot, &view.url)).await;
             // Three clicks select what the field holds already.
             self.tab.click(spot.x, spot.y, 3).await?;
-            self.tab.press("Backspace").await?;
-            self.tab.type_text(value, KEY_REST.min(self.settings.pace)).await?;
+            self.tab.press(&Chord::of("Backspace")).await?;
+            self.tab.type_text(value, Typing::Steady(KEY_REST.min(self.settings.pace))).await?;
         }
         let spot = self.tab.find(button).await?;
-        self.act(describe("click", &spot, &view.url)).await;
+        self.link.publish(ACTION, describe("click", &spot, &view.url)).await;
         let left = self.tab.document().await?;
         self.tab.click(spot.x, spot.y, 1).await?;
         self.tab.loaded_after(left).await
@@ -298,7 +395,7 @@ impl<'a, L: TaskLink> Journey<'a, L> {
     /// Clicks what leads to another page, and waits for that page.
     async fn follow(&self, selector: &str, view: &View) -> Result<Step, StepError> {
         let spot = self.tab.find(selector).await?;
-        self.act(describe("click", &spot, &view.url)).await;
+        self.act(describe("click", &spot, &view.url)).await?;
         let left = self.tab.document().await?;
         self.tab.click(spot.x, spot.y, 1).await?;
         self.tab.loaded_after(left).await?;
@@ -324,8 +421,13 @@ impl<'a, L: TaskLink> Journey<'a, L> {
         self.link.publish(AGENT, json!({"content": sentence})).await;
     }
 
-    async fn act(&self, action: Value) {
+    /// Announces an input, unless a person has the wheel.
+    async fn act(&self, action: Value) -> Result<(), StepError> {
+        if self.link.is_held() {
+            return Err(StepError::Disturbed);
+        }
         self.link.publish(ACTION, action).await;
+        Ok(())
     }
 
     async fn rest(&self) {
@@ -333,19 +435,9 @@ impl<'a, L: TaskLink> Journey<'a, L> {
     }
 
     fn completed(&self, message: String) -> Completed {
-        let compute = self.began.elapsed();
         let data = self.read(|progress| {
             let network = json!({"id": self.link.session(), "taskId": self.link.id(), "urls": progress.urls});
-            json!({
-                "files": [],
-                "network": [network],
-                "usage": {
-                    "inputTokens": 0,
-                    "outputTokens": 0,
-                    "computeTime": compute.saturating_sub(progress.waited).as_millis() as f64 / 1000.0,
-                    "cost": 0,
-                },
-            })
+            json!({"files": [], "network": [network]})
         });
         let Value::Object(data) = data else { unreachable!("an object was just built") };
         Completed { message, data }
@@ -358,6 +450,16 @@ impl<'a, L: TaskLink> Journey<'a, L> {
     fn write<T>(&self, change: impl FnOnce(&mut Progress) -> T) -> T {
         change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// A page that a task may begin with. What has no scheme is meant as people type it; files and the browser's own pages
+/// are nobody's.
+fn starting_url(text: &str) -> Option<Url> {
+    let url = match Url::parse(text) {
+        Err(url::ParseError::RelativeUrlWithoutBase) => Url::parse(&format!("https://{text}")),
+        parsed => parsed,
+    };
+    url.ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }
 
 fn describe(name: &str, spot: &Spot, url: &str) -> Value {
@@ -393,6 +495,18 @@ mod tests {
         assert_eq!(picked("an INK PEN or a mug"), "Ink pen");
         assert_eq!(picked("What is the weather like?"), "Enamel mug");
         assert_eq!(pick("a mug", &[]), None);
+    }
+
+    #[test]
+    fn a_task_begins_with_pages_of_the_web_only() {
+        let opened = |text: &str| starting_url(text).map(String::from);
+        assert_eq!(opened("http://shop.example/a?b").as_deref(), Some("http://shop.example/a?b"));
+        assert_eq!(opened("shop.example/a").as_deref(), Some("https://shop.example/a"));
+        for text in
+            ["file:///etc/passwd", "chrome://settings", "about:blank", "javascript:alert(1)", "data:text/html,x", ""]
+        {
+            assert_eq!(opened(text), None, "{text}");
+        }
     }
 
     #[test]

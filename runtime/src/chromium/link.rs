@@ -13,11 +13,17 @@ pub trait TaskLink: Send + Sync {
     fn session(&self) -> &str;
     fn id(&self) -> &str;
     fn prompt(&self) -> &str;
+    /// Where the task wants to begin.
+    fn starting_url(&self) -> Option<&str>;
+    /// The session's `proxy` parameter; null without one.
+    fn proxy(&self) -> &Value;
     fn publish(&self, kind: &str, data: Value) -> impl Future<Output = ()> + Send;
     fn picture(&self, media: &str, bytes: Bytes, data: Value) -> impl Future<Output = ()> + Send;
     fn ask(&self, guardrail: Value) -> impl Future<Output = GuardrailOutcome> + Send;
     fn sensitive(&self, on: bool) -> impl Future<Output = ()> + Send;
     fn ready(&self) -> impl Future<Output = ()> + Send;
+    fn held(&self) -> impl Future<Output = ()> + Send;
+    fn is_held(&self) -> bool;
     fn interaction(&self) -> impl Future<Output = Map<String, Value>> + Send;
 }
 
@@ -32,6 +38,14 @@ impl TaskLink for Task {
 
     fn prompt(&self) -> &str {
         Task::prompt(self)
+    }
+
+    fn starting_url(&self) -> Option<&str> {
+        self.parameters().parameters.get("startingUrl")?.as_str().filter(|url| !url.is_empty())
+    }
+
+    fn proxy(&self) -> &Value {
+        self.session_parameters().parameters.get("proxy").unwrap_or(&Value::Null)
     }
 
     async fn publish(&self, kind: &str, data: Value) {
@@ -52,6 +66,14 @@ impl TaskLink for Task {
 
     async fn ready(&self) {
         Task::ready(self).await;
+    }
+
+    async fn held(&self) {
+        Task::held(self).await;
+    }
+
+    fn is_held(&self) -> bool {
+        Task::is_held(self)
     }
 
     async fn interaction(&self) -> Map<String, Value> {

@@ -9,36 +9,71 @@ use chromiumoxide::{
     cdp::{
         browser_protocol::{
             browser::BrowserContextId,
-            input::{
-                DispatchKeyEventParams, DispatchKeyEventType, DispatchMouseEventParams, DispatchMouseEventType,
-                InsertTextParams, MouseButton,
-            },
+            input::{DispatchMouseEventParams, DispatchMouseEventType, InsertTextParams, MouseButton},
             page::{CaptureScreenshotFormat, CaptureScreenshotParams, NavigateParams},
         },
         js_protocol::runtime::EvaluateParams,
     },
     error::CdpError,
-    keys::get_key_definition,
 };
+use rand::RngExt;
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{StepError, browser::Browser};
+use super::{StepError, browser::Browser, keyboard::Chord, proxy::Proxy};
 
 pub(super) const NAVIGATION_LIMIT: Duration = Duration::from_secs(15);
 const ELEMENT_LIMIT: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(40);
 const JPEG_QUALITY: i64 = 60;
+/// Characters that are typed key by key where no human is played; longer texts are inserted whole, as if pasted.
+const KEYS_AT_ONCE: usize = 512;
+/// Between two keys of a human, in milliseconds.
+const HUMAN_REST: std::ops::RangeInclusive<u64> = 40..=140;
+/// The longest that a human's text takes, beside the browser's own time.
+const HUMAN_MOST: Duration = Duration::from_secs(20);
+
+/// How fast text is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Typing {
+    AtOnce,
+    /// With the same rest after each key.
+    Steady(Duration),
+    /// With rests that differ, as a person's do.
+    Human,
+}
+
+impl Typing {
+    /// The rest after one of `count` keys.
+    fn rest(self, count: usize) -> Duration {
+        match self {
+            Self::AtOnce => Duration::ZERO,
+            Self::Steady(rest) => rest,
+            Self::Human => {
+                let most = u64::try_from(HUMAN_MOST.as_millis()).unwrap_or(u64::MAX) / (count as u64).max(1);
+                Duration::from_millis(rand::rng().random_range(HUMAN_REST).min(most))
+            }
+        }
+    }
+}
 
 /// A page in a context of its own, which is closed when this is dropped.
 pub(super) struct Tab {
     page: Page,
     context: Context,
+    /// Whoever acts in the page holds it, so that a person's inputs and the agent's do not mix.
+    hands: Mutex<()>,
 }
 
 struct Context {
     browser: Arc<Browser>,
     id: BrowserContextId,
+    /// Ends what answers the proxy's questions.
+    _proxy: DropGuard,
 }
 
 impl Drop for Context {
@@ -61,6 +96,7 @@ pub(super) struct View {
     /// Which of the shop's pages it is; empty elsewhere.
     pub page: String,
     pub url: String,
+    pub title: String,
     pub heading: String,
     /// What the site says went wrong.
     pub error: Option<String>,
@@ -74,7 +110,8 @@ pub(super) struct View {
 const VIEW: &str = r#"(() => {
   const text = (selector) => (document.querySelector(selector)?.textContent ?? '').trim();
   return {
-    page: document.body?.dataset.page ?? '', url: location.href, heading: text('h1'),
+    page: document.body?.dataset.page ?? '', url: location.href, title: document.title,
+    heading: text('h1'),
     error: text('[role=alert]') || null,
     products: [...document.querySelectorAll('[data-product]')].map((card) => card.dataset.product),
     cart: parseInt(text('#cart-count'), 10) || 0, total: text('#total'), order: text('#order-number'),
@@ -82,11 +119,21 @@ const VIEW: &str = r#"(() => {
 })()"#;
 
 impl Tab {
-    pub(super) async fn open(browser: Arc<Browser>) -> Result<Self, StepError> {
-        let id = browser.new_context().await?;
-        let context = Context { browser, id };
+    /// Opens a blank page whose requests all go through the proxy, if there is one.
+    pub(super) async fn open(browser: Arc<Browser>, proxy: &Proxy) -> Result<Self, StepError> {
+        let id = browser.new_context(proxy.server()).await?;
+        let over = CancellationToken::new();
+        let context = Context { browser, id, _proxy: over.clone().drop_guard() };
         let page = context.browser.new_page(&context.id).await?;
-        Ok(Self { page, context })
+        if let Some(login) = proxy.login() {
+            context.browser.answer_proxy(page.target_id().as_ref(), login, over).await?;
+        }
+        Ok(Self { page, context, hands: Mutex::new(()) })
+    }
+
+    /// Waits until nobody else acts in the page, and keeps others away while the guard lives.
+    pub(super) async fn hands(&self) -> MutexGuard<'_, ()> {
+        self.hands.lock().await
     }
 
     pub(super) fn lives(&self) -> bool {
@@ -181,34 +228,37 @@ impl Tab {
         self.execute(event).await
     }
 
-    /// Presses and releases a key: a DOM name such as `Enter`, or one character.
-    ///
-    /// Returns whether the keyboard has it.
-    pub(super) async fn press(&self, key: &str) -> Result<bool, StepError> {
-        let Some(known) = get_key_definition(key) else { return Ok(false) };
-        let text = known.text.or((known.key.chars().count() == 1).then_some(known.key));
-        let pressed = if text.is_some() { DispatchKeyEventType::KeyDown } else { DispatchKeyEventType::RawKeyDown };
-        for kind in [pressed, DispatchKeyEventType::KeyUp] {
-            let mut event = DispatchKeyEventParams::new(kind.clone());
-            event.key = Some(known.key.to_owned());
-            event.code = Some(known.code.to_owned());
-            event.windows_virtual_key_code = Some(known.key_code);
-            event.native_virtual_key_code = Some(known.key_code);
-            event.text = text.filter(|_| kind == DispatchKeyEventType::KeyDown).map(str::to_owned);
-            self.execute(event).await?;
+    /// Presses and releases a key with its modifiers. A character that no key has is inserted.
+    pub(super) async fn press(&self, chord: &Chord<'_>) -> Result<(), StepError> {
+        match chord.strokes() {
+            Some(strokes) => {
+                for stroke in strokes {
+                    self.execute(stroke).await?;
+                }
+            }
+            None => {
+                if let Some(text) = chord.text() {
+                    self.execute(InsertTextParams::new(text)).await?;
+                }
+            }
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// Types into what has the focus, key by key. Characters that the keyboard lacks are inserted.
-    pub(super) async fn type_text(&self, text: &str, rest: Duration) -> Result<(), StepError> {
+    /// Types into what has the focus.
+    pub(super) async fn type_text(&self, text: &str, typing: Typing) -> Result<(), StepError> {
+        let count = text.chars().count();
+        if typing == Typing::AtOnce && count > KEYS_AT_ONCE {
+            return self.execute(InsertTextParams::new(text)).await;
+        }
         let mut character = [0; 4];
         for c in text.chars() {
             let key = if c == '\n' { "Enter" } else { &*c.encode_utf8(&mut character) };
-            if !self.press(key).await? {
-                self.execute(InsertTextParams::new(key)).await?;
+            self.press(&Chord::of(key)).await?;
+            let rest = typing.rest(count);
+            if !rest.is_zero() {
+                sleep(rest).await;
             }
-            sleep(rest).await;
         }
         Ok(())
     }

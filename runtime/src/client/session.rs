@@ -25,6 +25,7 @@ use tokio::{
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use zeroize::Zeroize;
 
 use super::{
     questions::{Questions, Received},
@@ -111,6 +112,33 @@ enum Ending {
     /// `end` follows the last event.
     Due,
     Sent,
+}
+
+/// The copies of secrets that are held here are overwritten when nobody holds the session any longer.
+impl Drop for Session {
+    fn drop(&mut self) {
+        overwrite(&mut self.parameters.secrets);
+        let task = self.parameters.task.as_mut();
+        task.into_iter().for_each(|task| overwrite(&mut task.secrets));
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        overwrite(&mut self.secrets);
+        self.queue.iter_mut().for_each(|task| overwrite(&mut task.secrets));
+        self.values.iter_mut().for_each(Zeroize::zeroize);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        overwrite(&mut self.parameters.secrets);
+    }
+}
+
+fn overwrite(secrets: &mut [SecretEntry]) {
+    secrets.iter_mut().flat_map(|entry| entry.fields.values_mut()).for_each(Zeroize::zeroize);
 }
 
 /// What a command asks of the connection.

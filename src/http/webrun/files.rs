@@ -15,6 +15,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio_util::io::ReaderStream;
 
 use super::{
+    access::{Client, metered},
     multipart::{Form, Part},
     problem::Problem,
 };
@@ -40,13 +41,23 @@ type Answered = Result<Json<Value>, Problem>;
 
 // --- uploads ---------------------------------------------------------------------------------------------------------
 
-pub async fn upload(State(app): State<App>, request: Request) -> Answered {
-    let grant = client(&app, request.headers(), KEY_REQUIRED)?;
+pub async fn upload(State(app): State<App>, request: Request) -> Response {
+    match client(&app, request.headers(), KEY_REQUIRED) {
+        Ok(grant) => {
+            let client = Client(grant);
+            let work = async { store(&app, &client.0, request).await.map(IntoResponse::into_response) };
+            metered(&app, &client, work).await
+        }
+        Err(problem) => problem.into_response(),
+    }
+}
+
+async fn store(app: &App, grant: &Grant, request: Request) -> Answered {
     if declared(request.headers()).is_some_and(|length| length > app.files.room().saturating_add(TEXT_BYTES as u64)) {
         return Err(not_stored(NotStored::Full));
     }
     let mut form = Form::new(request).await?;
-    match take(&app, &grant, &mut form).await {
+    match take(app, grant, &mut form).await {
         Ok(files) => {
             let shown =
                 |info: &FileInfo| json!({ "fileId": info.id.as_str(), "originalName": info.name, "size": info.size });
@@ -137,7 +148,7 @@ fn not_stored(error: NotStored) -> Problem {
 }
 
 /// What clients read says nothing of the disk.
-fn disk(error: &std::io::Error) -> Problem {
+pub(super) fn disk(error: &std::io::Error) -> Problem {
     tracing::warn!(%error, "the disk fails uploaded files");
     if matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) {
         return not_stored(NotStored::Full);

@@ -1,6 +1,5 @@
 //! What a client says to a session: the same object over `POST /start/send-message` and on the socket.
 
-use axum::http::StatusCode;
 use onlooker_protocol::{
     code::Refusal,
     subscriber::{NewTask, SessionCommand},
@@ -102,11 +101,7 @@ fn new_task(mut members: Map<String, Value>) -> Result<Message, Problem> {
         Some(Value::String(state)) if state == "start" => {}
         Some(_) => return Err(Problem::parameter("newState", "must be start for a newTask")),
     }
-    let task = parameters::task(members)?;
-    if task.prompt.as_deref().unwrap_or_default().trim().is_empty() {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "INVALID_TASK_DETAILS", "prompt cannot be empty"));
-    }
-    Ok(Message::NewTask(Box::new(task)))
+    parameters::task(members).map(|task| Message::NewTask(Box::new(task)))
 }
 
 fn state(members: &Map<String, Value>) -> Result<Message, Problem> {

@@ -16,6 +16,8 @@ pub struct Problem(Box<Parts>);
 struct Parts {
     status: StatusCode,
     code: &'static str,
+    /// The core's own word for it, under which it is counted.
+    counted: Code,
     message: String,
     details: Map<String, Value>,
     /// Members beside the envelope, such as `balance`.
@@ -28,7 +30,15 @@ impl Problem {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
         let (details, members) = (Map::new(), Map::new());
-        Self(Box::new(Parts { status, code, message, details, members, retry_after: None }))
+        Self(Box::new(Parts {
+            status,
+            code,
+            counted: counted_as(status),
+            message,
+            details,
+            members,
+            retry_after: None,
+        }))
     }
 
     /// 400 for a body or message that has not the form documented.
@@ -40,6 +50,22 @@ impl Problem {
     pub fn parameter(name: &str, problem: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "INVALID_PARAMETER", format!("Invalid parameter '{name}': {problem}"))
             .with("parameter", name)
+    }
+
+    /// 400 for a parameter that must be there.
+    pub fn missing(name: &str) -> Self {
+        let message = format!("Missing required field: {name}");
+        Self::new(StatusCode::BAD_REQUEST, "MISSING_REQUIRED_FIELD", message).with("field", name)
+    }
+
+    /// 404 for a path that nothing answers to.
+    pub fn no_such_path() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", "No such path")
+    }
+
+    /// 405.
+    pub fn wrong_method() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "This path does not take this method")
     }
 
     #[must_use]
@@ -85,6 +111,7 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = (self.0.status, Json(self.body())).into_response();
+        response.extensions_mut().insert(self.0.counted);
         if self.0.status == StatusCode::UNAUTHORIZED {
             let challenge = header::HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
@@ -107,17 +134,38 @@ impl From<Refusal> for Problem {
             Code::SessionEnded => known("SESSION_EXPIRED", "Session has ended; start a new one"),
             Code::UnknownTask => known("TASK_NOT_FOUND", "Task not found"),
             Code::RateLimited => known("RATE_LIMIT_EXCEEDED", "Rate limit exceeded. Please try again later."),
+            Code::Deactivated => known("ACCOUNT_DEACTIVATED", "Account is deactivated"),
+            Code::InsufficientBalance => known("INSUFFICIENT_BALANCE", "Insufficient balance."),
             Code::NoOpenGuardrail => known("NO_OPEN_GUARDRAIL", "No guardrail is open in this session"),
             Code::Invalid => known("INVALID_PARAMS", &refusal.message),
             Code::Unavailable | Code::Stopping => known("INSTANCE_UNAVAILABLE", &refusal.message),
             Code::RuntimeAway => known("INSTANCE_UNAVAILABLE", "The session's instance is away; try again soon"),
             code => known(upper(code), &refusal.message),
         };
+        problem.0.counted = refusal.code;
         if let Value::Object(details) = refusal.details {
             problem.0.details.extend(details);
         }
         problem.0.retry_after = refusal.retry_after.map(|milliseconds| milliseconds.div_ceil(1000));
         problem
+    }
+}
+
+/// A refusal of this surface's own, in the core's terms.
+fn counted_as(status: StatusCode) -> Code {
+    match status {
+        StatusCode::UNAUTHORIZED => Code::Unauthorized,
+        StatusCode::PAYMENT_REQUIRED => Code::InsufficientBalance,
+        StatusCode::FORBIDDEN => Code::Forbidden,
+        StatusCode::NOT_FOUND => Code::NotFound,
+        StatusCode::METHOD_NOT_ALLOWED => Code::WrongMethod,
+        StatusCode::CONFLICT => Code::Conflict,
+        StatusCode::PAYLOAD_TOO_LARGE => Code::TooLarge,
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => Code::UnsupportedMedia,
+        StatusCode::TOO_MANY_REQUESTS => Code::RateLimited,
+        StatusCode::SERVICE_UNAVAILABLE => Code::Unavailable,
+        status if status.is_client_error() => Code::Invalid,
+        _ => Code::Internal,
     }
 }
 

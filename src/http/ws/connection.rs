@@ -47,7 +47,8 @@ pub(super) struct Connection {
     pub id: ConnectionId,
     pub grant: Grant,
     pub signal: Arc<Signal>,
-    pub followings: HashMap<u32, Following>,
+    /// Boxed: a map keeps room for more than the one that most connections have.
+    pub followings: HashMap<u32, Box<Following>>,
     pub by_session: HashMap<SessionId, u32>,
     pub references: HashMap<u32, String>,
     pub next_slot: u32,

@@ -162,7 +162,7 @@ impl Connection {
         let hub = self.app.hub.clone();
         let following = Following::begin(session.clone(), engine, &hub, (&self.signal, slot), wanted, newcomer);
         self.by_session.insert(session.id, slot);
-        self.followings.insert(slot, following);
+        self.followings.insert(slot, Box::new(following));
         if let Some(reference) = subscribe.reference {
             self.references.insert(slot, reference);
         }

@@ -1,0 +1,11 @@
+// Somebody who looks, for as long as it is let: nothing but a connected client.
+
+import { say } from "../report.mjs";
+import { connect } from "./connect.mjs";
+
+const socket = connect();
+socket.on("connect", () => say("connected"));
+socket.on("disconnect", (reason) => say("disconnected", { reason }));
+socket.on("message", (data) => {
+  if (data.type === "guardrail_trigger") say("asked", { value: data.data.value });
+});
