@@ -6,7 +6,8 @@
 
 const PRESENT_FOR = 60_000;
 const RENEW_EVERY = 10_000;
-const DEEDS = ["pointerdown", "pointermove", "keydown", "touchstart", "wheel", "scroll"];
+// Not `scroll`: the list of events scrolls by itself.
+const DEEDS = ["pointerdown", "pointermove", "keydown", "touchstart", "wheel"];
 
 export class Attention {
   #say; #lastDeed = -Infinity; #lastSaid = -Infinity; #state = "idle";

@@ -249,6 +249,12 @@ async fn a_person_at_the_framed_view_counts_and_answers() {
     runtime.publish_picture(&session, &base64::prelude::BASE64_STANDARD.decode(PIXEL).unwrap()).await;
     view.wait_for("document.querySelector('#events').textContent.includes('Looking for lamps')").await;
     view.wait_for("document.querySelector('#picture').naturalWidth === 1").await;
+    for nth in 0..40 {
+        runtime.publish(&session, "agent", json!({ "content": format!("Lamp {nth}") })).await;
+    }
+    view.wait_for("document.querySelector('#events').textContent.includes('Lamp 39')").await;
+    view.wait_for("document.querySelector('#events').scrollTop > 0").await;
+    assert!(!is_looking(&gateway, &session).await, "a list that scrolls by itself is nobody");
     view.move_mouse(200.0, 30.0).await;
     view.move_mouse(210.0, 35.0).await;
     wait_until("the view counts", || is_looking(&gateway, &session)).await;
@@ -260,13 +266,13 @@ async fn a_person_at_the_framed_view_counts_and_answers() {
     runtime.ask(&session, "sign-in", more).await;
     view.wait_for("document.querySelector('.card h4')?.textContent === 'Please sign in'").await;
     view.wait_for("document.title.startsWith('(1)')").await;
-    let phone = json!({ "width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": true });
-    view.call("Emulation.setDeviceMetricsOverride", phone).await;
-    view.wait_for("document.querySelector('.card button[type=submit]').getClientRects().length").await;
-    view.wait_for("document.documentElement.scrollWidth <= 390 && innerWidth === 390").await;
-    view.keep_picture("view", (390, 844)).await;
-    view.keep_picture("view", (1024, 600)).await;
-    view.call("Emulation.clearDeviceMetricsOverride", json!({})).await;
+    let mut phone = browser.page(&format!("{}/view/{session}", gateway.url)).await;
+    let screen = json!({ "width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": true });
+    phone.call("Emulation.setDeviceMetricsOverride", screen).await;
+    phone.wait_for("document.querySelector('.card button[type=submit]')?.getClientRects().length").await;
+    phone.wait_for("document.documentElement.scrollWidth <= 390 && innerWidth === 390").await;
+    phone.keep_picture("view", (390, 844)).await;
+    phone.close().await;
     page.keep_picture("view-framed", (1280, 800)).await;
     view.click("document.querySelectorAll('.card input')[0]").await;
     view.type_text("ada@shop.example").await;
@@ -279,6 +285,7 @@ async fn a_person_at_the_framed_view_counts_and_answers() {
     view.wait_for("document.querySelector('.closed')?.textContent.includes('on its way to the agent')").await;
     assert_eq!(view.evaluate("document.documentElement.outerHTML.includes('Tr0ub4dor')").await, false);
     view.cover().await;
+    view.wait_for("document.visibilityState === 'hidden'").await;
     wait_until("a hidden view no longer counts", || async { !is_looking(&gateway, &session).await }).await;
     gateway.stop().await;
 }
