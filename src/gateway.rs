@@ -38,6 +38,7 @@ use crate::{
     outbox::{Outbox, OutboxTimes},
     reach_out::Windows,
     session::{Directory, KeptBehind, RestoreError, Services, SessionLimits, SessionTimes, Targets},
+    task_webhook::{CarrierOptions, TaskWebhooks},
     watch::WatchTimes,
 };
 
@@ -79,6 +80,7 @@ pub struct Gateway {
     stop: Stop,
     serving: JoinHandle<listener::Drained>,
     dispatching: JoinHandle<()>,
+    carrying: JoinHandle<()>,
 }
 
 /// The tokens that end the parts, in the order in which they are cancelled.
@@ -123,7 +125,11 @@ impl Gateway {
         let stop = Stop::new(config.times.drain);
         let files = Files::open(FilesOptions::from(&config)).await.map_err(StartError::Files)?;
         let auth = Auth::with_signing_key(&config, signing_key(&*engine).await?);
-        let services = Arc::new(services(&config, Arc::clone(&engine), outbox));
+        let metrics = Arc::new(Metrics::new());
+        let (webhooks, carrier) =
+            TaskWebhooks::new(CarrierOptions::new(config.webrun.private_webhooks), Arc::clone(&metrics))
+                .map_err(WebhookError::Client)?;
+        let services = Arc::new(services(&config, Arc::clone(&engine), (outbox, webhooks), metrics));
         let directory = Directory::new(Arc::clone(&services), stop.owner_tasks.clone(), stop.owners.clone());
         let listen = |source| StartError::Listen { address: config.listen.address, source };
         let listener = TcpListener::bind(config.listen.address).await.map_err(listen)?;
@@ -160,7 +166,8 @@ impl Gateway {
         let serving =
             tokio::spawn(listener::serve(listener, tls, http::router(app.clone()), limits, counts, accepting));
         let dispatching = tokio::spawn(dispatcher.run(Arc::new(directory.clone()), stop.outbox.clone()));
-        Ok(Self { address, scheme, directory, app, engine, stop, serving, dispatching })
+        let carrying = tokio::spawn(carrier.run(Arc::new(directory.clone()), stop.outbox.clone()));
+        Ok(Self { address, scheme, directory, app, engine, stop, serving, dispatching, carrying })
     }
 
     /// Where it listens: with port 0 in the configuration, the port that it got.
@@ -180,7 +187,7 @@ impl Gateway {
     /// Stops in order, each step with a deadline: no new connections; runtimes and subscribers are told, with spread
     /// delays; the owners end without counting anybody as gone; notices under way finish; the rest ends.
     pub async fn stop(self) {
-        let Self { stop, serving, dispatching, app, engine, .. } = self;
+        let Self { stop, serving, dispatching, mut carrying, app, engine, .. } = self;
         app.ready.store(false, Ordering::Release);
         stop.accepting.cancel();
         // First: what follows looks like everybody leaving, and must not be taken for it.
@@ -193,6 +200,9 @@ impl Gateway {
         let _ = tokio::time::timeout_at(deadline, stop.tasks.wait()).await;
         let _ = tokio::time::timeout_at(deadline, stop.owner_tasks.wait()).await;
         let _ = tokio::time::timeout_at(deadline, dispatching).await;
+        if tokio::time::timeout_at(deadline, &mut carrying).await.is_err() {
+            carrying.abort();
+        }
         stop.hub.cancel();
         stop.hub_tasks.close();
         let _ = tokio::time::timeout_at(deadline, stop.hub_tasks.wait()).await;
@@ -290,16 +300,22 @@ fn notifiers(config: &Config, times: OutboxTimes) -> Result<Notifiers, WebhookEr
     Ok(Notifiers::new(by_target))
 }
 
-fn services(config: &Config, engine: Arc<dyn Engine>, outbox: Outbox) -> Services {
+fn services(
+    config: &Config,
+    engine: Arc<dyn Engine>,
+    (outbox, webhooks): (Outbox, TaskWebhooks),
+    metrics: Arc<Metrics>,
+) -> Services {
     let (limits, times) = (&config.limits, &config.times);
     Services {
         engine,
         boards: Default::default(),
         runtimes: Default::default(),
         outbox,
+        webhooks,
         targets: Targets { fallback: config.reach_out.notify_webhook.as_ref().map(|_| WEBHOOK.to_owned()) },
         unreached: Default::default(),
-        metrics: Arc::new(Metrics::new()),
+        metrics,
         guardrails: GuardrailRules {
             open: limits.open_guardrails,
             ids: GUARDRAIL_IDS,

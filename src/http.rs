@@ -123,7 +123,10 @@ pub fn router(app: App) -> Router {
     let publishing = Router::new()
         .route("/v1/sessions/{id}/events", post(runtime::publish_over_http))
         .layer(DefaultBodyLimit::max(limits.events_body_bytes));
-    let socketio = Router::new().route("/socket.io/", any(socketio::handle)).layer(cors::layer());
+    let socketio = Router::new()
+        .route("/socket.io/", any(socketio::handle))
+        .layer(DefaultBodyLimit::max(limits.client_frame_bytes))
+        .layer(cors::layer());
     let checked = Router::new()
         .route("/v1/ws", get(ws::upgrade))
         .route("/v1/runtime", get(runtime::upgrade))

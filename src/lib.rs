@@ -27,6 +27,8 @@ pub mod secrets;
 pub mod notifier;
 pub mod outbox;
 pub mod reach_out;
+pub mod task_result;
+pub mod task_webhook;
 pub mod watch;
 
 pub mod auth;

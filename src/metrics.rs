@@ -31,6 +31,7 @@ pub struct Metrics {
     refusals: Family<[(&'static str, &'static str); 1], Counter>,
     closes: Family<[(&'static str, &'static str); 1], Counter>,
     notices: Family<[(&'static str, &'static str); 1], Gauge>,
+    task_webhooks: Family<[(&'static str, &'static str); 1], Counter>,
     sessions: Gauge,
     connections: Gauge,
     stored_bytes: Gauge,
@@ -88,6 +89,8 @@ impl Metrics {
         registry.register("refusals", "Requests and events refused, by code", refusals.clone());
         registry.register("closes", "Connections closed by the gateway, by code", closes.clone());
         registry.register("notices", "Notices by what became of them", notices.clone());
+        let task_webhooks = Family::default();
+        registry.register("task_webhooks", "Task webhooks by what became of them", task_webhooks.clone());
         let (sessions, connections, stored_bytes) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register("sessions", "Sessions known", sessions.clone());
         registry.register("connections", "Connections open", connections.clone());
@@ -119,6 +122,7 @@ impl Metrics {
             refusals,
             closes,
             notices,
+            task_webhooks,
             sessions,
             connections,
             stored_bytes,
@@ -139,6 +143,11 @@ impl Metrics {
     /// Sets a count of notices, as the outbox keeps it.
     pub fn notices(&self, state: &'static str, count: u64) {
         self.notices.get_or_create(&[("state", state)]).set(count.cast_signed());
+    }
+
+    /// What became of a task's webhook.
+    pub fn task_webhook(&self, outcome: &'static str) {
+        self.task_webhooks.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     /// Everything, in the OpenMetrics text form.

@@ -20,6 +20,7 @@ mod settling;
 pub mod state;
 mod telling;
 pub mod unnamed;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -47,6 +48,7 @@ use crate::{
     ingest::{Published, Unreadable},
     outbox::{NoticeKey, NoticeState, Verdict},
     runtime_link::{Link, Seat},
+    task_webhook::Post,
     watch::Watch,
 };
 use unnamed::{Heard, ShownToPollers, Unnamed};
@@ -140,6 +142,8 @@ pub(crate) enum Request {
     ConnectionLost(ConnectionId),
     Recheck { key: NoticeKey, reply: oneshot::Sender<Verdict> },
     NoticeSettled { key: NoticeKey, state: NoticeState },
+    BeginWebhook { task: String, reply: oneshot::Sender<Option<Post>> },
+    WebhookDone { task: String },
 }
 
 /// What is asked without changing anything.
@@ -347,6 +351,18 @@ impl Session {
 
     pub(crate) async fn notice_settled(&self, key: NoticeKey, state: NoticeState) {
         let _ = self.tell(Request::NoticeSettled { key, state }).await;
+    }
+
+    /// The request of a task's webhook, once it is recorded that it is being sent.
+    pub(crate) async fn begin_webhook(&self, task: String) -> Option<Post> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Request::BeginWebhook { task, reply }).await.ok()?;
+        answer.await.ok().flatten()
+    }
+
+    pub(crate) async fn webhook_done(&self, task: String) {
+        // An owner that is gone keeps nothing.
+        let _ = self.tell(Request::WebhookDone { task }).await;
     }
 
     async fn tell(&self, request: Request) -> Result<(), Refusal> {

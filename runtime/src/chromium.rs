@@ -79,7 +79,7 @@ enum StepError {
     Start(String),
     #[error("the page did not load within {} s", tab::NAVIGATION_LIMIT.as_secs())]
     NavigationTimeout,
-    #[error("the shop cannot be reached")]
+    #[error("the page cannot be reached")]
     Unreachable,
     #[error("startingUrl is not an http or https address")]
     StartingUrl,

@@ -20,9 +20,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use axum::{
     Json,
-    body::{Body, Bytes, to_bytes},
+    body::{Body, Bytes},
     extract::{
-        ConnectInfo, Request, State,
+        ConnectInfo, FromRequest as _, Request, State,
         ws::{WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
     },
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
@@ -39,8 +39,8 @@ use transport::Transport;
 use super::{App, bearer, wire::Wire};
 use crate::{config::secret::Secret, ids::random_token};
 
-/// Bytes that tungstenite reads at once: idle connections keep this buffer.
-const READ_BUFFER: usize = 1024;
+/// Bytes that tungstenite reads at once: idle connections keep this buffer, and what they send is mostly pongs.
+const READ_BUFFER: usize = 256;
 /// Frames up to this size together become one write.
 const WRITE_BUFFER: usize = 4 * 1024;
 /// The longest `t` that is remembered, in bytes.
@@ -135,7 +135,7 @@ pub async fn handle(
         (false, None) => handshake(app, &request),
         (false, Some(sid)) => match *request.method() {
             Method::GET => poll(&app, sid, asked.t).await,
-            Method::POST => post(&app, sid, request.into_body()).await,
+            Method::POST => post(&app, sid, request).await,
             _ => Err(Refused::BadRequest),
         },
     };
@@ -184,16 +184,19 @@ async fn poll(app: &App, sid: &str, t: Option<Box<str>>) -> Result<Response, Ref
     desk.poll(t).await.map(text).ok_or(Refused::BadRequest)
 }
 
-async fn post(app: &App, sid: &str, body: Body) -> Result<Response, Refused> {
+async fn post(app: &App, sid: &str, request: Request) -> Result<Response, Refused> {
     let desk = app.socketio.desks.get(sid).ok_or(Refused::UnknownSid)?;
     let Some(_posting) = desk.begin_post() else {
         desk.misused().await;
         return Err(Refused::BadRequest);
     };
-    let read: Result<Bytes, _> = to_bytes(body, app.config.limits.client_frame_bytes).await;
-    let Ok(body) = read else {
-        desk.misused().await;
-        return Err(Refused::TooLarge);
+    let body = match Bytes::from_request(request, app).await {
+        Ok(body) => body,
+        Err(rejection) => {
+            desk.misused().await;
+            let too_large = rejection.status() == StatusCode::PAYLOAD_TOO_LARGE;
+            return Err(if too_large { Refused::TooLarge } else { Refused::BadRequest });
+        }
     };
     if desk.post(body).await { Ok(text("ok")) } else { Err(Refused::BadRequest) }
 }

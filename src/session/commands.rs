@@ -62,9 +62,10 @@ impl Owner {
         }
         let id = task.task_id.get_or_insert_with(ids::random_id).clone();
         let learnt = self.learn_secrets(task.secrets.clone()).and_then(|()| self.learn_parameters(&task.parameters));
-        if let Err(refusal) = learnt {
-            return Ok(Err(refusal));
-        }
+        let webhook = match learnt.and_then(|()| self.webhook_of(&task)) {
+            Ok(webhook) => webhook,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
         let rules = TaskRules {
             max_duration: task.max_duration.map(std::time::Duration::from_millis),
             terminate_on_completion: task.terminate_on_completion,
@@ -76,6 +77,9 @@ impl Owner {
             return Ok(Err(refusal));
         }
         self.tasks.insert(id.clone(), rules);
+        if let Some(webhook) = webhook {
+            self.webhooks.insert(id.clone(), webhook);
+        }
         self.keep_surely().await?;
         self.append_surely(vec![Draft::new(kind::TASK_QUEUED, Some(id.clone()), data)]).await?;
         self.session.link.release();

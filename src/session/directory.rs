@@ -43,6 +43,7 @@ use crate::{
     outbox::{NoticeKey, NoticeState, Outbox, Owners, Verdict},
     reach_out::Windows,
     runtime_link::{Link, Runtimes},
+    task_webhook::{self, Due, Post, TaskWebhooks},
     watch::{Watch, WatchTimes},
 };
 
@@ -120,6 +121,7 @@ pub struct Services {
     pub boards: Boards,
     pub runtimes: Runtimes,
     pub outbox: Outbox,
+    pub webhooks: TaskWebhooks,
     pub targets: Targets,
     pub unreached: Unreached,
     pub metrics: Arc<Metrics>,
@@ -417,6 +419,20 @@ impl Owners for Directory {
         Box::pin(async move {
             if let Some(session) = self.get_any(key.session) {
                 session.notice_settled(key.clone(), state).await;
+            }
+        })
+    }
+}
+
+impl task_webhook::Owners for Directory {
+    fn begin<'a>(&'a self, due: &'a Due) -> BoxFuture<'a, Option<Post>> {
+        Box::pin(async move { self.get_any(due.session)?.begin_webhook(due.task.clone()).await })
+    }
+
+    fn done<'a>(&'a self, due: &'a Due) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if let Some(session) = self.get_any(due.session) {
+                session.webhook_done(due.task.clone()).await;
             }
         })
     }

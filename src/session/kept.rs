@@ -24,6 +24,7 @@ use super::{
     owner::{Owner, OwnershipLost},
     reaching::StoredResult,
     state::{Applied, State},
+    webhooks::StoredWebhook,
 };
 use crate::{
     engine::{EngineError, Record, RecordKey, RecordKind, Version},
@@ -64,6 +65,8 @@ pub(super) struct StoredSession {
     pub sensitive_by_gateway: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub results: Vec<StoredResult>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub webhooks: BTreeMap<String, StoredWebhook>,
 }
 
 /// What a task's creator said about its course.
@@ -287,6 +290,7 @@ impl Owner {
             paused_by_control: self.paused_by_control,
             sensitive_by_gateway: self.sensitive_until.is_some(),
             results: self.reaching.stored_results(),
+            webhooks: self.webhooks.stored(),
         }
     }
 

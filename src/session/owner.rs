@@ -30,6 +30,7 @@ use super::{
     run_clock::{RunClock, TaskRules},
     settling::Unsettled,
     state::State,
+    webhooks::Webhooks,
 };
 use crate::{
     clock,
@@ -59,6 +60,7 @@ pub(super) struct Owner {
     pub(super) runtime: RuntimeSide,
     pub(super) tokens: ClaimTokens,
     pub(super) tasks: HashMap<String, TaskRules>,
+    pub(super) webhooks: Webhooks,
     pub(super) clock: RunClock,
     pub(super) reaching: Reaching,
     pub(super) secrets: SecretsHeld,
@@ -113,6 +115,7 @@ impl Owner {
             runtime,
             tokens: ClaimTokens::default(),
             tasks: HashMap::new(),
+            webhooks: Webhooks::default(),
             clock: RunClock::default(),
             reaching: Reaching::default(),
             secrets: SecretsHeld::default(),
@@ -269,6 +272,11 @@ impl Owner {
                 let _ = reply.send(self.recheck(&key));
             }
             Request::NoticeSettled { key, state } => self.notice_settled(&key, state),
+            Request::BeginWebhook { task, reply } => {
+                let post = self.begin_webhook(&task).await?;
+                let _ = reply.send(post);
+            }
+            Request::WebhookDone { task } => self.webhook_done(&task),
         }
         Ok(())
     }
@@ -280,6 +288,7 @@ impl Owner {
         self.side_stale |= self.next_lapse.is_some_and(|lapse| now >= lapse);
         self.next_lapse = self.session.watch.settle(now);
         self.expire(now).await?;
+        self.offer_webhooks(now);
         self.reach_out(now).await;
         self.tell_side(Instant::now());
         self.tell_summary();
@@ -371,19 +380,21 @@ impl Owner {
             self.sensitive_until,
             self.book.next_deadline(),
             self.idle_since.map(|since| since + self.services.times.inactivity),
-            self.ended_at.map(|at| at + self.services.times.retention),
+            self.ended_at.filter(|_| self.webhooks.are_settled()).map(|at| at + self.services.times.retention),
             self.reaching.next_look(),
             self.next_lapse,
             self.side_due(),
             self.secrets.announce_by(),
             self.keeping.due(),
             self.pictures.due(),
+            self.webhooks.next_offer(),
         ];
         times.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
     }
 
     fn is_forgotten(&self) -> bool {
-        self.ended_at.is_some_and(|at| Instant::now() >= at + self.services.times.retention)
+        let over = self.ended_at.is_some_and(|at| Instant::now() >= at + self.services.times.retention);
+        over && self.webhooks.are_settled()
     }
 
     /// Ends the session: everything open in it ends first, in one batch with the end itself.

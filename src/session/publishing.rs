@@ -220,6 +220,7 @@ impl Owner {
             kind::GUARDRAIL_TAKEN => self.taken(event, numbers).await,
             kind::SENSITIVE => self.sensitive(event, numbers).await,
             kind::TASK_STARTED => self.task_started(event, numbers).await,
+            kind::USAGE => self.used(event, numbers).await,
             _ => self.task_result(event, numbers).await,
         }
         .map_err(|stop| match stop {
@@ -254,6 +255,13 @@ impl Owner {
         let mut data = event.data;
         data["taskId"] = Value::String(task.clone());
         self.append(vec![Draft::new(kind::TASK_STARTED, Some(task), data)], Some(numbers)).await?;
+        Ok(())
+    }
+
+    /// What the task has used so far: it goes on.
+    async fn used(&mut self, event: Published, numbers: Numbers) -> Result<(), StatefulStop> {
+        let draft = Draft { task: self.task_of(&event), kind: event.kind, data: event.data };
+        self.append(vec![draft], Some(numbers)).await?;
         Ok(())
     }
 

@@ -194,6 +194,7 @@ impl Directory {
             owner.sensitive_until = Some(Instant::now() + services.times.sensitive);
         }
         owner.reaching.restore_results(&stored.results);
+        owner.restore_webhooks(&stored.webhooks);
         owner
     }
 }

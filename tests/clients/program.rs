@@ -144,7 +144,12 @@ impl Program {
 
     async fn exited(&mut self) -> ExitStatus {
         drop(self.child.stdin.take());
-        timeout(BOUND, self.child.wait()).await.unwrap_or_else(|_| panic!("{} does not end", self.name)).unwrap()
+        if let Ok(status) = timeout(BOUND, self.child.wait()).await {
+            return status.unwrap();
+        }
+        let _ = self.child.kill().await;
+        let stderr = (&mut self.stderr).await.unwrap();
+        panic!("{} does not end; it said {:#?}\n{stderr}", self.name, self.said)
     }
 
     /// Tells it to go on.

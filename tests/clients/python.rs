@@ -11,8 +11,7 @@ fn transport(mode: &str) -> &str {
 async fn follow(script: &str, mode: &str) {
     let mut scene = Scene::begin(ordinary()).await;
     let start = Start::python(script).with("MODE", mode).with("SESSION_ID", &scene.session);
-    let mut program = start.against(&scene.gateway.url);
-    let end = scene.play(&mut program).await;
+    let end = scene.play(start.against(&scene.gateway.url)).await;
     scene.was_heard_in_full(&end);
     assert_eq!(end["transport"], transport(mode));
     scene.gateway.stop().await;

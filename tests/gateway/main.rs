@@ -20,5 +20,8 @@ mod resume;
 mod runtimes;
 mod secrecy;
 mod slow;
+mod socketio;
+mod task_webhooks;
+mod view;
 mod watching;
 mod webrun;

@@ -2,7 +2,7 @@
 //!
 //! Without Chromium each test says so and passes; with `CI=true` it fails.
 
-mod chromium;
+pub mod chromium;
 
 use std::time::{Duration, Instant};
 

@@ -117,6 +117,9 @@ macro_rules! on_every_engine {
                 the_last_picture_is_there_and_one_taken_under_control_is_not
                 a_token_for_browsers_is_valid_after_the_restart
                 a_result_that_nobody_had_seen_is_sent_and_one_that_was_seen_is_not
+                a_task_webhook_that_was_due_is_sent_once_by_the_next_gateway
+                a_task_webhook_that_was_being_sent_is_not_sent_again
+                a_task_webhook_whose_authorization_was_lost_is_not_sent_without_it
                 the_end_of_a_task_ends_its_questions_and_its_session_also_across_a_restart
                 while_the_engine_is_unavailable_sessions_are_still_shown
                 the_state_after_a_restart_is_the_state_before_it
@@ -1325,6 +1328,118 @@ async fn a_result_that_nobody_had_seen_is_sent_and_one_that_was_seen_is_not(grou
     seen.ask("g", json!({})).await;
     receiver.wait_for("guardrail.opened", 1).await;
     assert_eq!(receiver.of("task.completed").len(), 1);
+}
+
+// --- task webhooks ---------------------------------------------------------------------------------------------------
+
+async fn open_hearted(ground: Ground) -> Mortal {
+    let mut config = quick();
+    config.webrun.private_webhooks = true;
+    Mortal::begin(ground, config).await
+}
+
+/// A task with a webhook, begun.
+async fn with_task_webhook(gateway: &Mortal, opened: &mut Opened, id: &str, url: &str, auth: Option<&str>) {
+    let mut webhook = json!({ "name": "mine", "url": url, "submittedData": "full_response" });
+    webhook["auth"] = json!(auth);
+    let task = json!({ "taskId": id, "prompt": "do it", "webhook": webhook, "terminateOnCompletion": id == "last" });
+    gateway.command(&opened.session, json!({ "command": "new_task", "task": task })).await;
+    opened.publish("task_started", json!({ "taskId": id })).await;
+}
+
+async fn until_webhook_counted(gateway: &Mortal, outcome: &str) {
+    let name = format!("onlooker_task_webhooks_total{{outcome=\"{outcome}\"}}");
+    wait_until(outcome, || async { gateway.metric(&name).await == 1.0 }).await;
+}
+
+async fn a_task_webhook_that_was_due_is_sent_once_by_the_next_gateway(ground: Ground) {
+    let receiver = Receiver::start().await;
+    let mut gateway = open_hearted(ground).await;
+    let mut opened = gateway.opened(OpenSession::default()).await;
+    with_task_webhook(&gateway, &mut opened, "first", &receiver.url, None).await;
+    gateway.dies_before(Moment::Put(RecordKind::Session), 0);
+    opened.runtime.send_event(&opened.session, "task_completed", json!({ "taskId": "first", "message": "1" })).await;
+    gateway.until_it_dies().await;
+    assert_eq!(receiver.got().len(), 0, "it is recorded before it leaves");
+    gateway.killed_and_risen().await;
+    let got = receiver.wait_for("task_completed", 1).await;
+    assert_eq!((&got[0].body["taskId"], &got[0].body["data"]["message"]), (&json!("first"), &json!("1")));
+    until_webhook_counted(&gateway, "delivered").await;
+    // The end of its session is no hindrance.
+    opened.back(&gateway, 9).await;
+    with_task_webhook(&gateway, &mut opened, "last", &receiver.url, None).await;
+    gateway.dies(Death::With(Moment::Append), 1);
+    opened.runtime.send_event(&opened.session, "task_completed", json!({ "taskId": "last", "message": "2" })).await;
+    gateway.until_it_dies().await;
+    gateway.killed_and_risen().await;
+    let got = receiver.wait_for("task_completed", 2).await;
+    assert_eq!((&got[1].body["taskId"], &got[1].body["data"]["message"]), (&json!("last"), &json!("2")));
+    until_webhook_counted(&gateway, "delivered").await;
+    let session = opened.session.clone();
+    let settled = || async {
+        let kept = gateway.everything_kept().await;
+        kept.lines().any(|line| line.contains(&session) && line.contains("Session") && !line.contains("submittedData"))
+    };
+    wait_until("it is kept that nothing is due", settled).await;
+    gateway.stopped_and_risen().await;
+    // What would be sent again would be sent before what follows.
+    let mut other = gateway.opened(OpenSession::default()).await;
+    with_task_webhook(&gateway, &mut other, "other", &receiver.url, None).await;
+    other.publish("task_completed", json!({ "taskId": "other" })).await;
+    let got = receiver.wait_for("task_completed", 3).await;
+    assert_eq!((got.len(), &got[2].body["taskId"]), (3, &json!("other")));
+}
+
+async fn a_task_webhook_that_was_being_sent_is_not_sent_again(ground: Ground) {
+    let receiver = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", receiver.local_addr().unwrap());
+    let mut gateway = open_hearted(ground).await;
+    let mut opened = gateway.opened(OpenSession::default()).await;
+    with_task_webhook(&gateway, &mut opened, "t", &url, None).await;
+    opened.publish("task_completed", json!({ "taskId": "t" })).await;
+    // It has arrived, and is not answered.
+    let unanswered = tokio::time::timeout(BOUND, receiver.accept()).await.expect("it comes").unwrap();
+    gateway.killed_and_risen().await;
+    until_webhook_counted(&gateway, "unknown").await;
+    drop(unanswered);
+    gateway.killed_and_risen().await;
+    opened.back(&gateway, 9).await;
+    with_task_webhook(&gateway, &mut opened, "next", &url, None).await;
+    opened.publish("task_completed", json!({ "taskId": "next" })).await;
+    let (mut stream, _) = tokio::time::timeout(BOUND, receiver.accept()).await.expect("it comes").unwrap();
+    let (mut request, mut piece) = (Vec::new(), [0; 4096]);
+    while !request.ends_with(b"}") {
+        let read = tokio::time::timeout(BOUND, tokio::io::AsyncReadExt::read(&mut stream, &mut piece)).await;
+        request.extend_from_slice(&piece[..read.expect("it comes").unwrap()]);
+    }
+    let request = String::from_utf8(request).unwrap();
+    assert!(request.contains(r#""taskId":"next""#), "the first to come after the kill: {request}");
+}
+
+async fn a_task_webhook_whose_authorization_was_lost_is_not_sent_without_it(ground: Ground) {
+    let receiver = Receiver::start().await;
+    let mut gateway = open_hearted(ground).await;
+    let (mut first, mut second) =
+        (gateway.opened(OpenSession::default()).await, gateway.opened(OpenSession::default()).await);
+    let auth = "Bearer cnry-4711-auth";
+    let userinfo = receiver.url.replace("http://", "http://me:cnry-4711-user@");
+    with_task_webhook(&gateway, &mut first, "t", &receiver.url, Some(auth)).await;
+    with_task_webhook(&gateway, &mut second, "t", &userinfo, None).await;
+    let kept = gateway.everything_kept().await;
+    assert!(kept.contains(r#""submittedData":"full_response""#) && !kept.contains("cnry-4711"), "{kept}");
+    gateway.killed_and_risen().await;
+    for (opened, count) in [(&mut first, 1.0), (&mut second, 2.0)] {
+        opened.back(&gateway, 9).await;
+        announce(opened, secrets("all", &[("token", "cnry-4711-auth")]), &["cnry-4711-user"]).await;
+        opened.publish("task_completed", json!({ "taskId": "t" })).await;
+        let lost = "onlooker_task_webhooks_total{outcome=\"secrets_lost\"}";
+        wait_until("it is counted as lost", || async { gateway.metric(lost).await == count }).await;
+    }
+    with_task_webhook(&gateway, &mut first, "u", &receiver.url, Some(auth)).await;
+    first.publish("task_completed", json!({ "taskId": "u" })).await;
+    let got = receiver.wait_for("task_completed", 1).await;
+    assert_eq!((got.len(), &got[0].body["taskId"]), (1, &json!("u")));
+    assert_eq!(got[0].headers["authorization"], auth);
 }
 
 // --- sessions that nobody has taken, control, ends -------------------------------------------------------------------

@@ -735,3 +735,27 @@ async fn the_shipped_client_plays_tasks_and_copes_with_a_gateway_that_starts_aga
     shutdown.cancel();
     client.await.unwrap().expect("the client ends in peace");
 }
+
+#[tokio::test]
+async fn usage_taken_for_a_result_ended_the_task_and_its_session() {
+    let gateway = TestGateway::start().await;
+    let mut runtime = gateway.runtime().await;
+    let wanted = json!({ "task": { "taskId": "t", "prompt": "p", "terminateOnCompletion": true } });
+    let (status, created) = gateway.post("/v1/sessions", wanted).await;
+    assert_eq!(status, 201, "{created}");
+    let (session, _) = runtime.take_assigned().await;
+    runtime.publish(&session, "task_started", json!({ "taskId": "t" })).await;
+    runtime.ask(&session, "g", json!({})).await;
+    let used = json!({ "inputTokens": 3, "computeTime": 1.5 });
+    runtime.publish(&session, "usage", used.clone()).await;
+    let (_, found) = gateway.get(&format!("/v1/sessions/{session}")).await;
+    let state = &found["state"];
+    assert_eq!((&state["status"], &state["guardrails"][0]["state"]), (&json!("active"), &json!("open")), "{state}");
+    assert_eq!((&state["tasks"][0]["status"], &state["tasks"][0]["usage"]), (&json!("waiting"), &used), "{state}");
+
+    runtime.publish(&session, "task_completed", json!({ "message": "done" })).await;
+    let (_, found) = gateway.get(&format!("/v1/sessions/{session}")).await;
+    let state = &found["state"];
+    assert_eq!((&state["status"], &state["tasks"][0]["status"]), (&json!("ended"), &json!("completed")), "{state}");
+    gateway.stop().await;
+}

@@ -27,7 +27,10 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::*;
+use crate::{
+    harness::*,
+    socketio::client::{By, Client},
+};
 
 const MIB: u64 = 1 << 20;
 /// Set: this process is a gateway for tests of another one, with these settings.
@@ -399,11 +402,7 @@ async fn a_peer_that_asks_and_never_reads_costs_no_memory() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_subscribers_cost_at_most_ten_kilobytes_each() {
     let count: u64 = if std::env::var_os(FULL).is_some() { 10_000 } else { 2_000 };
-    let hard_limit = std::fs::read_to_string("/proc/self/limits").unwrap();
-    let files = hard_limit.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
-    let files: u64 = files.split_whitespace().next().unwrap().parse().unwrap_or(u64::MAX);
-    if files < count + 500 {
-        println!("skipped: {count} connections need more than the {files} files that may be open; raise `ulimit -n`");
+    if !may_open(count + 500) {
         return;
     }
     let child = ChildGateway::start("patient").await;
@@ -438,4 +437,48 @@ async fn idle_subscribers_cost_at_most_ten_kilobytes_each() {
     assert!(page != Value::Null);
     drop(subscribers);
     child.stop().await;
+}
+
+/// The same for clients of Socket.IO, joined over a websocket.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_socketio_clients_cost_at_most_ten_kilobytes_each() {
+    let count: u64 = if std::env::var_os(FULL).is_some() { 10_000 } else { 2_000 };
+    if !may_open(count + 500) {
+        return;
+    }
+    let child = ChildGateway::start("patient").await;
+    let mut runtime = child.gateway.runtime().await;
+    let mut sessions = Vec::new();
+    for _ in 0..10 {
+        sessions.push(runtime.open(OpenSession::default()).await.0);
+    }
+    let _first = Client::join(&child.gateway, By::Websocket, &sessions[0]).await;
+    let before = child.resident();
+    let connecting = (0..count).map(|i| Client::join(&child.gateway, By::Websocket, &sessions[i as usize % 10]));
+    let mut clients: Vec<_> = futures::stream::iter(connecting).buffer_unordered(32).collect().await;
+    let after = child.resident();
+    let each = after.saturating_sub(before) / count;
+    println!("{count} idle Socket.IO clients: {each} bytes each, {} KiB in all", after / 1024);
+    assert_eq!(child.gateway.metric("onlooker_connections").await, (count + 1) as f64);
+    assert!(each < 10 * 1024, "{each} bytes for an idle client");
+    // They are all still followed.
+    for session in &sessions {
+        runtime.publish(session, "agent", json!({ "content": "on" })).await;
+    }
+    for client in &mut clients {
+        assert_eq!(client.message("agent").await["content"], "on");
+    }
+    drop(clients);
+    child.stop().await;
+}
+
+/// Whether this process may have so many files; says so where not.
+fn may_open(files: u64) -> bool {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let limit: u64 = limit.split_whitespace().next().unwrap().parse().unwrap_or(u64::MAX);
+    if limit < files {
+        println!("skipped: this needs more than the {limit} files that may be open; raise `ulimit -n`");
+    }
+    limit >= files
 }

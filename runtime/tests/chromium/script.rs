@@ -15,6 +15,7 @@ use onlooker_runtime::{
 };
 use serde_json::{Map, Value};
 use tokio::sync::watch;
+use url::Url;
 
 /// One browser at a time: several at once take longer than one after the other on a small machine.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -28,6 +29,11 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) async fn set() -> Option<Self> {
+        Self::at(None).await
+    }
+
+    /// With an agent that takes another site for its shop.
+    pub(crate) async fn at(elsewhere: Option<Url>) -> Option<Self> {
         let Ok(executable) = find_chromium(None) else {
             // Written past the test harness, which keeps what passing tests print to itself.
             let mut out = std::io::stderr();
@@ -35,7 +41,8 @@ impl Stage {
             return None;
         };
         let shop = Shop::start().await.unwrap();
-        let settings = Settings { executable, sandbox: true, shop: shop.url.clone(), pace: Duration::ZERO };
+        let url = elsewhere.unwrap_or_else(|| shop.url.clone());
+        let settings = Settings { executable, sandbox: true, shop: url, pace: Duration::ZERO };
         Some(Self { _turn: TURN.lock().await, agent: ChromiumAgent::new(settings), shop })
     }
 }

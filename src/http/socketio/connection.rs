@@ -16,7 +16,7 @@ use super::{
     forms::Item,
     hearing::Partial,
     joining::Joined,
-    packet::{EnginePacket, PING},
+    packet::{CLOSE, DISCONNECT, EnginePacket, NOOP, PING},
     payload::{self, Part},
     transport::{Transport, Turn},
 };
@@ -198,6 +198,8 @@ impl Connection {
                     self.pings.owed |= joined.following.take_urgent();
                     self.pings.owed |= joined.tell(step, &self.app, &mut self.transport);
                 }
+                // Owners are the first to end.
+                Err(_) if self.app.stopping.is_cancelled() => return Err(Ended::Stopping),
                 Err(_) => return Err(Ended::Unavailable),
             }
         }
@@ -257,7 +259,7 @@ impl Connection {
     fn next_deadline(&self) -> Instant {
         let patience = self.patience();
         let joined = self.joined.as_deref();
-        let expires = joined.and_then(|joined| joined.grant.expires).map(|expires| {
+        let expires = joined.and_then(|joined| joined.rights.expires).map(|expires| {
             let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
             Instant::now() + left
         });
@@ -288,7 +290,9 @@ impl Connection {
         }
         match &self.joined {
             None if now >= self.join_until => return Err(Ended::NotJoined),
-            Some(joined) if joined.grant.is_expired(SystemTime::now()) => return Err(Ended::Unavailable),
+            Some(joined) if joined.rights.expires.is_some_and(|at| at <= SystemTime::now()) => {
+                return Err(Ended::Unavailable);
+            }
             Some(joined) if joined.following.deadline().is_some_and(|at| now >= at) => joined.following.wake(),
             _ => {}
         }
@@ -315,7 +319,8 @@ impl Connection {
         }
     }
 
-    /// Says goodbye and lets go. Never with a Socket.IO disconnect: after that a client does not come back by itself.
+    /// Says goodbye and lets go. With a Socket.IO disconnect only where there is nothing to come back to: after that a
+    /// client does not come back by itself.
     pub(super) async fn finish(mut self: Box<Self>, ended: Ended) {
         tracing::debug!(connection = %self.id, ?ended, "a Socket.IO connection ends");
         if let Some(code) = ended.code() {
@@ -324,12 +329,20 @@ impl Connection {
         self.leave(Leave::Abnormal).await;
         let (wire, polling) = self.transport.into_parts();
         match (wire, polling) {
-            (Some(wire), _) => {
+            (Some(mut wire), _) => {
+                if ended == Ended::SessionOver {
+                    wire.send_text_shared(Utf8Bytes::from_static(DISCONNECT));
+                }
                 if let Some((code, reason)) = ended.close() {
                     wire.close_with(code, reason, GOODBYE, ended != Ended::TooSlow).await;
                 }
             }
-            (None, Some(mut polling)) => polling.say_goodbye(ended == Ended::ByPeer),
+            (None, Some(mut polling)) => polling.say_goodbye(match ended {
+                Ended::ByPeer => NOOP,
+                // Without a close behind it: that would be heard first.
+                Ended::SessionOver => DISCONNECT,
+                _ => CLOSE,
+            }),
             (None, None) => {}
         }
     }

@@ -39,6 +39,14 @@ pub(super) enum Item {
 }
 
 impl Item {
+    /// Engine.IO packets that it is sent as.
+    pub(super) fn packets(&self) -> u64 {
+        match self {
+            Self::Text(_) => 1,
+            Self::Picture(_) => 2,
+        }
+    }
+
     pub(super) fn size(&self) -> usize {
         match self {
             Self::Text(text) => text.len(),

@@ -108,9 +108,9 @@ impl Connection {
         let message = Message::read(message)?;
         let Some(joined) = &mut self.joined else { return Err(Refusal::plain(Code::NotSubscribed).into()) };
         let scope = if matches!(message, Message::Answer(_)) { Scope::Answer } else { Scope::Control };
-        super::super::allowed(&joined.grant, scope)?;
+        joined.rights.allow(scope)?;
         joined.touched = true;
-        let holder = Holder { who: joined.grant.who.to_string(), by: HolderKey::Connection(self.id) };
+        let holder = Holder { who: joined.rights.who.to_string(), by: HolderKey::Connection(self.id) };
         let actor = Actor { holder, via: "socketio" };
         let session = joined.following.session().clone();
         let shown = joined.shown.as_deref().cloned();

@@ -1,6 +1,6 @@
 //! Joining a session: what its id opens, from where its client goes on, and what it is shown first.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use onlooker_protocol::{
     Position,
@@ -36,15 +36,34 @@ use crate::{
     watch::{Attentive, Newcomer},
 };
 
+/// What a grant comes to once its session is joined: idle clients are many, and pay for what is kept.
+pub(super) struct Rights {
+    pub who: Arc<str>,
+    pub expires: Option<SystemTime>,
+    scopes: Scopes,
+}
+
+impl Rights {
+    /// # Errors
+    /// `forbidden` without the scope.
+    pub(super) fn allow(&self, scope: Scope) -> Result<(), Refusal> {
+        if self.scopes.contains(scope) {
+            return Ok(());
+        }
+        let message = format!("this needs a key or token with the scope `{}`", scope.name());
+        Err(Refusal::new(Code::Forbidden, message))
+    }
+}
+
 /// What a connection holds of the session that it has joined.
 pub(super) struct Joined {
     pub following: Following,
-    pub grant: Grant,
+    pub rights: Rights,
     /// Everything before is sent: what a pong proves is what was shown.
     pub live: bool,
     /// The question that it was shown last.
     pub shown: Option<Arc<Shown>>,
-    /// In an order of hand: an interaction or a command may have left something to let go of.
+    /// It has sent something that may have left control or a claim to let go of.
     pub touched: bool,
     forms: Arc<SessionForms>,
     /// What it has of the session already.
@@ -67,10 +86,10 @@ enum Has {
 
 impl Has {
     fn of(auth: &Map<String, Value>) -> Self {
-        let position = |name: &str| auth.get(name).map(|value| value.as_str().and_then(|text| text.parse().ok()));
-        match (position("offset"), position("pid")) {
+        let offset = auth.get("offset").map(|value| value.as_str().and_then(|text| text.parse().ok()));
+        match (offset, Pid::of(auth)) {
             (Some(Some(offset)), _) => Self::Everything(offset),
-            (None, Some(Some(pid))) => Self::ConnectedAt(pid),
+            (None, Some(pid)) => Self::ConnectedAt(pid.at),
             // What cannot be read is nobody's place in the log.
             _ => Self::Nothing,
         }
@@ -84,6 +103,29 @@ impl Has {
     }
 }
 
+/// `pid`, the word that a client gives back when it comes again, and by which it knows that it has gone on where it was.
+/// With the id that it had: a client that was recovered keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Pid {
+    /// Where it was connected first.
+    at: Position,
+    sid: String,
+}
+
+impl Pid {
+    fn of(auth: &Map<String, Value>) -> Option<Self> {
+        let (at, sid) = auth.get("pid")?.as_str()?.rsplit_once(':')?;
+        let is_id = sid.len() == 20 && sid.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        is_id.then_some(Self { at: at.parse().ok()?, sid: sid.to_owned() })
+    }
+}
+
+impl std::fmt::Display for Pid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.at, self.sid)
+    }
+}
+
 impl Connection {
     pub(super) async fn connect(&mut self, auth: &Map<String, Value>) -> Result<(), Ended> {
         // Once is enough; a second one would replace what is there.
@@ -94,6 +136,7 @@ impl Connection {
         let address = self.door.address;
         if let Some(wait) = self.app.socketio.failed_joins.refused(address, limit, now) {
             let seconds = wait.as_secs() + 1;
+            self.app.metrics.refused(Code::RateLimited);
             let refusal = Refusal::plain(Code::RateLimited).with_retry_after(seconds * 1000);
             self.refuse_join(&Problem::from(refusal).with("retryAfter", seconds));
             return Ok(());
@@ -101,7 +144,10 @@ impl Connection {
         match self.join(auth).await {
             Ok((joined, pid)) => {
                 self.joined = Some(Box::new(joined));
-                self.send(packet::connected(&random_id(), &pid));
+                self.send(match pid {
+                    Some(pid) => packet::connected(&pid.sid, &pid.to_string()),
+                    None => packet::connected(&random_id(), ""),
+                });
             }
             Err(refusal) => {
                 if matches!(refusal.code, Code::UnknownSession | Code::Unauthorized | Code::Invalid) {
@@ -119,7 +165,7 @@ impl Connection {
         self.send(packet::refused("", &error));
     }
 
-    async fn join(&mut self, auth: &Map<String, Value>) -> Result<(Joined, String), Refusal> {
+    async fn join(&mut self, auth: &Map<String, Value>) -> Result<(Joined, Option<Pid>), Refusal> {
         let id = auth.get("sessionId").and_then(Value::as_str);
         let id = id.ok_or_else(|| Refusal::new(Code::Invalid, "auth.sessionId names the session to join"))?;
         let (session, grant) = self.app.opened_by_id(id)?;
@@ -141,14 +187,15 @@ impl Connection {
         let engine = Arc::clone(&self.app.directory.services().engine);
         let forms = self.app.socketio.forms.of(session.id);
         let following = Following::begin(session, engine, &self.app.hub, (&self.signal, 0), wanted, newcomer);
+        let rights = Rights { who: grant.who, expires: grant.expires, scopes: grant.scopes };
         let has = if following.begins_with_gap() { Has::Nothing } else { has };
         // The same word again tells the client that it has gone on where it was.
-        let known = auth.get("pid").and_then(Value::as_str).filter(|_| has != Has::Nothing);
-        let begins = || following.position().map(|position| position.to_string()).unwrap_or_default();
-        let pid = known.map_or_else(begins, str::to_owned);
+        let known = Pid::of(auth).filter(|_| has != Has::Nothing);
+        let begins = || following.position().map(|at| Pid { at, sid: random_id() });
+        let pid = known.or_else(begins);
         let joined = Joined {
             following,
-            grant,
+            rights,
             live: false,
             shown: None,
             touched: false,

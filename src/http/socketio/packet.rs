@@ -16,6 +16,8 @@ pub(super) const PROBE: &str = "2probe";
 pub(super) const PROBE_ANSWER: &str = "3probe";
 pub(super) const CLOSE: &str = "1";
 pub(super) const NOOP: &str = "6";
+/// Of Socket.IO: its client leaves, and does not come back by itself.
+pub(super) const DISCONNECT: &str = "41";
 
 /// This is no packet of the protocol: its sender is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

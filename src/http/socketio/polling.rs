@@ -3,7 +3,7 @@
 //! A body stays until its client asks for something else: an HTTP stack may repeat a request on a connection that died,
 //! and then gets the same body. A request with a new `t` shows that the body before was read.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use axum::extract::ws::Message;
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use super::{
     super::wire::{Turn, Wire},
     desk::{Asked, Place},
     forms::Item,
-    packet::{CLOSE, NOOP, PROBE, PROBE_ANSWER},
+    packet::{NOOP, PROBE, PROBE_ANSWER},
     payload,
 };
 
@@ -26,11 +26,16 @@ const UPGRADE: Duration = Duration::from_secs(10);
 /// While an upgrade is under way a poll with nothing to carry is answered after this: its client waits for that.
 const RELEASE: Duration = Duration::from_millis(100);
 
+/// Packets in one body. `python-socketio` takes no more, and is gone when more come.
+const PACKETS: u64 = 16;
+
 pub(super) struct Polling {
     _place: Place,
     asked: mpsc::Receiver<Asked>,
-    out: Vec<Item>,
+    out: VecDeque<Item>,
     out_bytes: usize,
+    /// Packets that went out in bodies.
+    handed_on: u64,
     waiting: Option<Waiting>,
     last: Option<Fetched>,
     proof: Option<Position>,
@@ -85,8 +90,9 @@ impl Polling {
         Self {
             _place: place,
             asked,
-            out: Vec::new(),
+            out: VecDeque::new(),
             out_bytes: 0,
+            handed_on: 0,
             waiting: None,
             last: None,
             proof: None,
@@ -98,7 +104,17 @@ impl Polling {
 
     pub(super) fn queue(&mut self, item: Item) {
         self.out_bytes += item.size();
-        self.out.push(item);
+        self.out.push_back(item);
+    }
+
+    /// Packets that were ever queued here.
+    pub(super) fn queued(&self) -> u64 {
+        self.handed_on + self.out.iter().map(Item::packets).sum::<u64>()
+    }
+
+    /// Of those, how many went out in bodies.
+    pub(super) fn handed_on(&self) -> u64 {
+        self.handed_on
     }
 
     pub(super) fn waiting_bytes(&self) -> usize {
@@ -120,19 +136,32 @@ impl Polling {
     }
 
     /// What waits, for the transport that takes over.
-    pub(super) fn take_out(&mut self) -> Vec<Item> {
+    pub(super) fn take_out(&mut self) -> VecDeque<Item> {
         self.out_bytes = 0;
         std::mem::take(&mut self.out)
     }
 
-    /// Answers the request that waits with everything that waits for it. `position` is what the body then proves.
+    /// Answers the request that waits with what waits for it. `position` is what is proved once all of that is read.
     pub(super) fn deliver(&mut self, position: Option<Position>) {
         if self.out.is_empty() {
             return;
         }
         let Some(waiting) = self.waiting.take() else { return };
-        let body = payload::join(self.take_out());
-        self.answer(waiting, body, position);
+        let body = payload::join(self.take_body(PACKETS));
+        self.answer(waiting, body, position.filter(|_| self.out.is_empty()));
+    }
+
+    /// The oldest items, as far as they fit into a body of so many packets.
+    fn take_body(&mut self, packets: u64) -> Vec<Item> {
+        let mut room = packets;
+        let mut body = Vec::new();
+        while let Some(item) = self.out.pop_front_if(|item| item.packets() <= room) {
+            room -= item.packets();
+            self.out_bytes -= item.size();
+            body.push(item);
+        }
+        self.handed_on += packets - room;
+        body
     }
 
     fn answer(&mut self, waiting: Waiting, body: Bytes, position: Option<Position>) {
@@ -148,11 +177,11 @@ impl Polling {
         }
     }
 
-    /// The last word to whoever waits: what was queued, then that it is over.
-    pub(super) fn say_goodbye(&mut self, by_peer: bool) {
+    /// The last word to whoever waits, behind what was queued, as far as it fits.
+    pub(super) fn say_goodbye(&mut self, word: &'static str) {
         let Some(waiting) = self.waiting.take() else { return };
-        let mut items = self.take_out();
-        items.push(Item::Text(if by_peer { NOOP } else { CLOSE }.into()));
+        let mut items = self.take_body(PACKETS - 1);
+        items.push(Item::Text(word.into()));
         self.answer(waiting, payload::join(items), None);
     }
 

@@ -79,13 +79,16 @@ impl Transport {
 
     /// The place of what was queued last, to be asked for later with [`Self::has_left`].
     pub(super) fn place_of_last(&self) -> u64 {
-        // On polling, what is queued while somebody waits for it leaves at once.
-        self.wire.as_ref().map_or(0, Wire::queued)
+        match (&self.wire, &self.polling) {
+            (Some(wire), polling) => before_upgrade(polling.as_deref()) + wire.queued(),
+            (None, polling) => polling.as_ref().map_or(0, |polling| polling.queued()),
+        }
     }
 
     /// Whether what was queued at this place was handed on.
     pub(super) fn has_left(&self, place: u64) -> bool {
-        self.wire.as_ref().is_none_or(|wire| place <= wire.handed_on())
+        let before = before_upgrade(self.polling.as_deref());
+        place <= before + self.wire.as_ref().map_or(0, Wire::handed_on)
     }
 
     /// Answers whoever waits for packets, if there are some.
@@ -149,6 +152,11 @@ impl Transport {
     pub(super) fn into_parts(self) -> (Option<Wire>, Option<Box<Polling>>) {
         (self.wire, self.polling)
     }
+}
+
+/// Packets that left by polling. Those that had not were the websocket's first.
+fn before_upgrade(polling: Option<&Polling>) -> u64 {
+    polling.map_or(0, Polling::handed_on)
 }
 
 /// Header and attachment are queued together: nothing comes between them.

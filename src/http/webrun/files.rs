@@ -234,8 +234,11 @@ fn client(app: &App, headers: &HeaderMap, key_required: &str) -> Result<Grant, P
 
 fn authenticate(app: &App, headers: &HeaderMap, key_required: &str) -> Result<Grant, Problem> {
     app.auth.authenticate(bearer(headers).unwrap_or_default()).map_err(|error| {
-        let message = if error == AuthError::Missing { key_required } else { "Invalid or revoked API key" };
-        Problem::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message)
+        let (code, message) = match error {
+            AuthError::Missing => ("UNAUTHORIZED", key_required),
+            AuthError::Unknown | AuthError::Expired => ("INVALID_API_KEY", "Invalid or revoked API key"),
+        };
+        Problem::new(StatusCode::UNAUTHORIZED, code, message)
     })
 }
 

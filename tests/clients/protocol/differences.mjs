@@ -25,7 +25,18 @@ async function refusedAndStillThere(...packets) {
 
 const oneNamespace = "there is the main namespace only";
 const noMessage = "messages to a session are objects; what is none is refused on the event `error`, and nobody is dropped for it";
-const noAcknowledgement = "nothing that WebRun documents is acknowledged";
+const acknowledged = "what is acknowledged is what a message came to, beside the event `error`";
+
+async function refusedAndAcknowledged(...packets) {
+  const begin = packets.pop();
+  const connection = await joined();
+  connection.send(...packets);
+  assert.ok((await connection.packet()).startsWith(target.answer()));
+  const acknowledgement = await connection.packet();
+  assert.ok(acknowledgement.startsWith(begin), acknowledgement);
+  assert.equal(JSON.parse(acknowledgement.slice(begin.length - 1))[0].success, false);
+  connection.close();
+}
 
 async function noSuchNamespace(packet) {
   const connection = await Socket.open();
@@ -91,16 +102,17 @@ export const differences = {
       ),
   },
   "socket.io: an event with text that is acknowledged": {
-    why: noAcknowledgement,
-    run: () => refusedAndStillThere('42456["message",1,"2",{"3":[false]}]'),
+    why: acknowledged,
+    run: () => refusedAndAcknowledged('42456["message",1,"2",{"3":[false]}]', "43456["),
   },
   "socket.io: an event with attachments that is acknowledged": {
-    why: noAcknowledgement,
+    why: acknowledged,
     run: () =>
-      refusedAndStillThere(
+      refusedAndAcknowledged(
         `452-789${JSON.stringify(["message", placeholder(0), placeholder(1)])}`,
         Buffer.from([1, 2, 3]),
         Buffer.from([4, 5, 6]),
+        "43789[",
       ),
   },
 };

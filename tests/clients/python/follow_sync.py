@@ -2,12 +2,16 @@
 
 import json
 import os
+import sys
+import time
 
 import socketio
 
 
 def say(at, **more):
-    print(json.dumps({"at": at, **more}), flush=True)
+    # Handlers run on threads of their own: one write, so that lines stay whole.
+    sys.stdout.write(json.dumps({"at": at, **more}) + "\n")
+    sys.stdout.flush()
 
 
 transports = {"websocket": ["websocket"], "upgrade": ["polling", "websocket"], "polling": ["polling"]}[os.environ["MODE"]]
@@ -21,8 +25,8 @@ def connect():
 
 
 @client.on("message")
-def message(data, *_):
-    heard.append(data)
+def message(data, offset):
+    heard.append((int(offset.split(":")[1]), data))
     if data["type"] == "guardrail_trigger":
         say("asked", value=data["data"]["value"])
         client.emit("message", {"actionType": "guardrail", "prompt": "secret answer 1", "newState": "resume"})
@@ -35,7 +39,11 @@ def error(data, *_):
 
 @client.on("end_session")
 def end_session(data, *_):
-    say("end", heard=heard, transport=client.transport(), ended=data)
+    # Handlers of earlier events may still be on their way.
+    time.sleep(0.3)
+    # This client runs each handler on a thread of its own: the order is that of the offsets.
+    in_order = [data for _, data in sorted(heard, key=lambda one: one[0])]
+    say("end", heard=in_order, transport=client.transport(), ended=data)
     client.disconnect()
 
 

@@ -15,7 +15,10 @@ socket.onAny((event, ...rest) => {
   // Whole arguments, and members of an object argument.
   const flat = rest.flatMap((one) => (one && typeof one === "object" && !ArrayBuffer.isView(one) ? Object.values(one) : [one]));
   const binary = flat.map(described).find((one) => one?.binary !== undefined);
-  if (binary) pictures.push({ event, ...binary });
+  if (binary) {
+    pictures.push({ event, ...binary });
+    say("picture");
+  }
   if (rest[0]?.type === "task_completed") {
     say("end", { pictures });
     socket.disconnect();
