@@ -96,6 +96,8 @@ pub struct Grant {
     /// Whether its runtimes serve every project.
     pub pool: bool,
     pub credential: CredentialId,
+    /// The key behind it, by its id; a token's is the one that issued it. `None`: there is none.
+    pub key: Option<Arc<str>>,
 }
 
 impl Grant {
@@ -109,6 +111,7 @@ impl Grant {
             expires: None,
             pool: false,
             credential: CredentialId::Session(session_hash(session).into()),
+            key: None,
         }
     }
 
@@ -190,6 +193,7 @@ impl Auth {
             expires: None,
             pool: true,
             credential: CredentialId::Open,
+            key: None,
         })
     }
 
@@ -238,7 +242,8 @@ impl Entry {
             sessions: None,
             expires: None,
             pool: key.pool || pool,
-            credential: CredentialId::Key(id),
+            credential: CredentialId::Key(Arc::clone(&id)),
+            key: Some(id),
         };
         Self { digest: key.sha256.0, grant }
     }

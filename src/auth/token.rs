@@ -170,6 +170,7 @@ impl Claims {
             expires: Some(UNIX_EPOCH.checked_add(Duration::from_secs(self.expires))?),
             pool: false,
             credential: CredentialId::Token(self.id.into()),
+            key: Some(self.issuer.into()),
         })
     }
 }

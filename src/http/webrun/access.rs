@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::problem::Problem;
 use crate::{
-    auth::{AuthError, CredentialId, Grant},
+    auth::{AuthError, Grant},
     config::key::{Account, KeyEntry, Scope},
     control::Holder,
     guardrail::Actor,
@@ -75,7 +75,7 @@ impl Client {
     }
 
     fn entry<'a>(&self, app: &'a App) -> Option<&'a KeyEntry> {
-        let CredentialId::Key(id) = &self.0.credential else { return None };
+        let id = self.0.key.as_ref()?;
         app.config.keys.iter().find(|key| key.id == **id)
     }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -12,18 +12,18 @@ use onlooker_protocol::code::{Code, Refusal};
 use tokio::time::Instant;
 
 use super::problem::Problem;
-use crate::auth::{CredentialId, Grant};
+use crate::auth::Grant;
 
 pub const WINDOW: Duration = Duration::from_secs(60);
 
-/// When each counted caller last began something. Callers are keys and, for tokens, projects: as many as the
-/// configuration names.
+/// When something was last begun with each key: with itself and with the tokens that it issued, however many. There are
+/// as many as the configuration names.
 pub struct Rates {
     limit: usize,
-    callers: Mutex<HashMap<String, VecDeque<Instant>>>,
+    keys: Mutex<HashMap<Arc<str>, VecDeque<Instant>>>,
 }
 
-/// Where a caller stands after its request.
+/// Where the holder of a key stands after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     limit: usize,
@@ -34,21 +34,16 @@ pub struct Rate {
 }
 
 impl Rates {
-    /// `limit` requests of one caller in any [`WINDOW`].
+    /// `limit` requests with one key in any [`WINDOW`].
     pub fn new(limit: usize) -> Self {
-        Self { limit, callers: Mutex::default() }
+        Self { limit, keys: Mutex::default() }
     }
 
     /// Counts a request, unless there are too many. `None` where nobody is counted: without keys.
     pub fn take(&self, grant: &Grant, now: Instant) -> Option<Rate> {
-        let caller = match &grant.credential {
-            CredentialId::Open => return None,
-            // However many tokens somebody makes, they share one window.
-            CredentialId::Token(_) => format!("tokens:{}", grant.project),
-            other => other.to_string(),
-        };
-        let mut callers = self.callers.lock().expect("no holder panics");
-        let began = callers.entry(caller).or_default();
+        let key = grant.key.as_ref()?;
+        let mut keys = self.keys.lock().expect("no holder panics");
+        let began = keys.entry(Arc::clone(key)).or_default();
         began.retain(|at| now < *at + WINDOW);
         let exceeded = began.len() >= self.limit;
         if !exceeded {
@@ -86,9 +81,7 @@ mod tests {
     use super::*;
 
     fn key(id: &str) -> Grant {
-        let mut grant = Grant::of_session(&"p".into(), "s");
-        grant.credential = CredentialId::Key(id.into());
-        grant
+        Grant { key: Some(id.into()), ..Grant::of_session(&"p".into(), "s") }
     }
 
     #[test]
@@ -105,15 +98,12 @@ mod tests {
     }
 
     #[test]
-    fn each_key_has_its_own_window_and_tokens_of_a_project_share_one() {
+    fn each_key_has_its_own_window() {
         let (rates, now) = (Rates::new(1), Instant::now());
-        let token = |id: &str| Grant { credential: CredentialId::Token(id.into()), ..key("") };
-        for (grant, exceeded) in [(key("a"), false), (key("b"), false), (key("a"), true), (token("1"), false)] {
-            assert_eq!(rates.take(&grant, now).unwrap().exceeded().is_some(), exceeded, "{:?}", grant.credential);
+        for (id, exceeded) in [("a", false), ("b", false), ("a", true)] {
+            assert_eq!(rates.take(&key(id), now).unwrap().exceeded().is_some(), exceeded, "{id}");
         }
-        assert!(rates.take(&token("2"), now).unwrap().exceeded().is_some());
-        let open = Grant { credential: CredentialId::Open, ..key("") };
-        assert_eq!(rates.take(&open, now), None);
+        assert_eq!(rates.take(&Grant { key: None, ..key("") }, now), None);
     }
 
     #[test]

@@ -204,3 +204,26 @@ async fn no_log_line_and_no_refusal_shows_a_session_id() {
     assert!(log.contains("session ended"), "the log is read");
     assert!(!log.contains(&session), "a log line shows the session's id");
 }
+
+#[tokio::test]
+async fn a_token_begins_as_much_as_the_key_that_issued_it() {
+    let mut config = hasty();
+    config.webrun.requests_per_minute = 2;
+    let issuer = &[Scope::Admin, Scope::Control][..];
+    let off = KeyEntry { account: onlooker::config::key::Account::Deactivated, ..key("off", "p", issuer) };
+    let closed = Closed::begin(config, vec![key("issuer", "p", issuer), off]).await;
+    let token = async |key: &str| {
+        let (status, issued) = closed.post("/v1/tokens", Some(key), json!({ "scopes": ["control"] })).await;
+        assert_eq!(status, 200, "{issued}");
+        issued["token"].as_str().unwrap().to_owned()
+    };
+    let start = async |token: &str| {
+        let request = closed.to("/start/start-session", None, &json!({})).bearer_auth(token);
+        closed.gateway.request(request).await
+    };
+    assert_eq!(start(&token("off").await).await, (403, refused("ACCOUNT_DEACTIVATED", "Account is deactivated")));
+    assert_eq!(start(&token("issuer").await).await.0, 200);
+    assert_eq!(start(&token("issuer").await).await.0, 200, "another token");
+    assert_eq!(start(&token("issuer").await).await.0, 429);
+    assert_eq!(closed.post("/start/start-session", Some("issuer"), json!({})).await.0, 429, "the same window");
+}
