@@ -203,3 +203,18 @@ async fn while_history_is_on_its_way_no_ping_goes_out() {
     }
     gateway.stop().await;
 }
+
+/// The offset that a client comes back with is its own word that it has everything before.
+#[tokio::test]
+async fn the_offset_of_who_comes_back_is_a_proof() {
+    let (gateway, mut runtime, session) = with_session(patient()).await;
+    let mut client = Client::join(&gateway, By::Websocket, &session).await;
+    client.silent = true;
+    let position = runtime.ask(&session, "g", json!({})).await;
+    client.message("guardrail_trigger").await;
+    let auth = json!({ "sessionId": session, "pid": client.pid, "offset": client.offset });
+    client.vanish();
+    let _back = Client::join_with(&gateway, By::Websocket, auth).await;
+    wait_until("it is proved", || async { proved(&gateway, &session).await.contains(&json!(position)) }).await;
+    gateway.stop().await;
+}
