@@ -32,7 +32,7 @@ help:
 	@echo "make test       format, lints, every test, and each safety check switched off once"
 	@echo "make sabotage   switches each safety check off and sees its tests fail"
 	@echo "make clients    installs the clients that the tests run: npm's and Python's, pinned"
-	@echo "make bench      what durability costs: publishing, restarting, resuming (about 10 minutes, quiet machine)"
+	@echo "make bench      what durability and the surfaces cost (about 15 minutes, quiet machine)"
 	@echo "make bench-stores  redb, fjall and SQLite on the log's workload (about 5 minutes)"
 
 demo:
@@ -75,6 +75,7 @@ bench:
 	@$(CARGO) build --release --bin onlooker
 	@$(CARGO) bench --bench engine
 	@$(CARGO) bench --bench durable
+	@$(CARGO) bench --bench surfaces
 
 bench-stores:
 	@$(CARGO) run --release --manifest-path benches/stores/Cargo.toml

@@ -23,10 +23,7 @@ use std::{
 };
 
 use time::OffsetDateTime;
-use tokio::{
-    io::{AsyncWriteExt, BufWriter},
-    sync::Notify,
-};
+use tokio::{io::AsyncWriteExt as _, sync::Notify};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -40,8 +37,6 @@ use place::Place;
 const FILES: usize = 100_000;
 /// What a file costs beside its content: its metadata, and what the disk rounds up to.
 const FILE_OVERHEAD: u64 = 8 * 1024;
-/// What is collected before the disk is asked to take it.
-const WRITE_BUFFER: usize = 256 * 1024;
 /// After a removal that failed, the next one.
 const RETRY: Duration = Duration::from_secs(60);
 
@@ -247,7 +242,7 @@ impl Files {
         let content = Content { id: FileId::random(), store: Arc::clone(&self.0), stays: false };
         let (file, content) = blocking(move || (content.store.place.create(&content.id), content)).await;
         let file = file?;
-        let writer = BufWriter::with_capacity(WRITE_BUFFER, tokio::fs::File::from_std(file));
+        let writer = tokio::fs::File::from_std(file);
         Ok(Upload { name: name::cleaned(name), size: 0, writer, content, room })
     }
 
@@ -481,7 +476,7 @@ impl Drop for Content {
 pub struct Upload {
     name: String,
     size: u64,
-    writer: BufWriter<tokio::fs::File>,
+    writer: tokio::fs::File,
     content: Content,
     room: Room,
 }
@@ -510,7 +505,7 @@ impl Upload {
     pub async fn finish(mut self) -> Result<Uploaded, NotStored> {
         self.writer.flush().await?;
         if self.content.store.place.syncs() {
-            self.writer.get_ref().sync_all().await?;
+            self.writer.sync_all().await?;
         }
         Ok(Uploaded { name: self.name, size: self.size, content: self.content, room: self.room })
     }

@@ -22,6 +22,7 @@ fence            gateway  runtimes::events_of_a_runtime_that_was_replaced_are_re
 fence            gateway  engine::memory::a_lower_term_is_fenced_and_changes_nothing
 byte_bound       gateway  engine::memory::a_log_is_trimmed_by_bytes
 byte_bound       gateway  slow::a_subscriber_that_never_reads_costs_no_memory_and_hurts_nobody
+address_check    gateway  task_webhooks::none_goes_to_this_machine_unless_it_is_allowed
 log_cap          crash    outgoing::no_byte_that_leaves_the_gateway_is_a_secret
 '
 

@@ -15,7 +15,11 @@ use super::{
     Post,
     address::{NotPublic, PublicOnly, names_private_address},
 };
-use crate::{ids::SessionId, metrics::Metrics};
+use crate::{
+    ids::SessionId,
+    metrics::Metrics,
+    sabotage::{self, Guard},
+};
 
 /// Posts at once, over all sessions.
 const AT_ONCE: usize = 64;
@@ -35,7 +39,7 @@ pub struct CarrierOptions {
 
 impl CarrierOptions {
     pub fn new(private: bool) -> Self {
-        Self { private, timeout: TIMEOUT }
+        Self { private: private || sabotage::is_off(Guard::AddressCheck), timeout: TIMEOUT }
     }
 }
 

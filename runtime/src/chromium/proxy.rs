@@ -192,30 +192,30 @@ impl Gatekeeper {
 mod tests {
     use super::*;
 
-    fn read(parameter: Value) -> Result<(String, bool), ProxyError> {
-        Proxy::read(&parameter).map(|proxy| (proxy.server().unwrap_or("direct").to_owned(), proxy.login().is_some()))
+    fn read(parameter: &Value) -> Result<(String, bool), ProxyError> {
+        Proxy::read(parameter).map(|proxy| (proxy.server().unwrap_or("direct").to_owned(), proxy.login().is_some()))
     }
 
     #[test]
     fn a_proxy_is_taken_as_documented_or_refused() {
-        assert_eq!(read(Value::Null).unwrap().0, "direct");
+        assert_eq!(read(&Value::Null).unwrap().0, "direct");
         let mut custom = json!({
             "source": "custom", "type": "http", "host": "proxy.example", "port": "8080", "username": "u", "password": "p",
         });
-        assert_eq!(read(custom.clone()), Ok(("http://proxy.example:8080".to_owned(), true)));
+        assert_eq!(read(&custom), Ok(("http://proxy.example:8080".to_owned(), true)));
         custom["port"] = json!(3128);
-        assert_eq!(read(custom.clone()).unwrap().0, "http://proxy.example:3128");
+        assert_eq!(read(&custom).unwrap().0, "http://proxy.example:3128");
         custom["type"] = json!("socks");
-        assert_eq!(read(custom.clone()), Err(ProxyError::SocksLogin));
+        assert_eq!(read(&custom), Err(ProxyError::SocksLogin));
         custom["username"] = Value::Null;
-        assert_eq!(read(custom.clone()), Ok(("socks5://proxy.example:3128".to_owned(), false)));
+        assert_eq!(read(&custom), Ok(("socks5://proxy.example:3128".to_owned(), false)));
         for (name, wrong) in [("host", json!("a b")), ("port", json!(0)), ("port", json!("x")), ("type", json!("ftp"))]
         {
             let mut custom = custom.clone();
             custom[name] = wrong;
-            assert_eq!(read(custom), Err(ProxyError::Wrong(name)));
+            assert_eq!(read(&custom), Err(ProxyError::Wrong(name)));
         }
-        assert_eq!(read(json!({"source": "WebRun", "country": "US"})), Err(ProxyError::NoPool));
-        assert_eq!(read(json!("http://proxy.example")), Err(ProxyError::Wrong("source")));
+        assert_eq!(read(&json!({"source": "WebRun", "country": "US"})), Err(ProxyError::NoPool));
+        assert_eq!(read(&json!("http://proxy.example")), Err(ProxyError::Wrong("source")));
     }
 }

@@ -134,6 +134,29 @@ async fn a_person_at_the_wheel_reaches_the_page() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_task_goes_on_from_wherever_a_person_left_the_page() {
+    let Some(stage) = Stage::set().await else { return };
+    let script = Script::new("left", "a mug", [login(PASSWORD), code(CODE), Reply::Choice("approve")]);
+    let person = async {
+        let adds = |seen: &Seen| matches!(seen, Seen::Event(kind, data) if kind == "agent" && data["content"].to_string().contains("into the cart"));
+        script.until("the agent adds to the cart", adds).await;
+        script.pause(true);
+        let navigated = script.events("action").iter().filter(|action| action["name"] == "navigate").count();
+        // The shop's name, which leads home; then a place where nothing is.
+        script.interact(json!({"type": "CLICK", "x": 90, "y": 30})).await;
+        script.interact(json!({"type": "SCROLL", "deltaY": 200})).await;
+        script.interact(json!({"type": "KEY_PRESS", "key": "Home"})).await;
+        script.all_done().await;
+        let after = script.events("action").iter().filter(|action| action["name"] == "navigate").count();
+        assert_eq!(after, navigated, "the agent leaves the page to the person");
+        script.pause(false);
+    };
+    let (completed, ()) = tokio::join!(stage.agent.work_on(&script), person);
+    assert!(completed.unwrap().message.contains("€22.90"), "one mug, and no second one");
+    stage.agent.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_browser_fails_its_task_and_the_next_one_gets_a_new_browser() {
     let Some(stage) = Stage::set().await else { return };
     let script = Script::new("dying", "a mug", [Reply::Silence]);

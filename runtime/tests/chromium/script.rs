@@ -100,6 +100,16 @@ impl Script {
         self.person.send(action).await.unwrap();
     }
 
+    /// Waits until the agent has taken every interaction.
+    pub(crate) async fn all_done(&self) {
+        let taken = async {
+            while self.person.capacity() < self.person.max_capacity() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(20), taken).await.is_ok(), "an interaction was never taken");
+    }
+
     pub(crate) fn seen(&self) -> MutexGuard<'_, Vec<Seen>> {
         self.seen.lock().unwrap()
     }

@@ -64,7 +64,8 @@ async fn store(app: &App, grant: &Grant, request: Request) -> Answered {
             Ok(Json(json!({ "success": true, "files": files.iter().map(shown).collect::<Vec<_>>() })))
         }
         Err(problem) => {
-            app.tasks.spawn(form.linger());
+            let stopping = app.stopping.clone();
+            app.tasks.spawn(async move { stopping.run_until_cancelled(form.linger()).await });
             Err(problem)
         }
     }

@@ -137,6 +137,33 @@ async fn nobody_is_contacted_while_a_poller_reads_the_question_and_somebody_is_w
 }
 
 #[tokio::test]
+async fn who_reads_a_tasks_question_has_not_seen_an_older_one_of_another_task() {
+    let mut scene = Scene::begin(hasty()).await;
+    let session = scene.running().await;
+    let older = scene.runtime.ask(&session, "older", json!({})).await.offset;
+    scene.send(&session, json!({ "actionType": "newTask", "prompt": "next", "taskId": "u" })).await;
+    let question = json!({ "type": "human_input_needed", "value": "And this?", "guardrailId": "newer" });
+    let event = json!({ "n": 3, "type": "guardrail_trigger", "task": "u", "data": question });
+    let frame = json!({ "type": "events", "session": session, "events": [event] });
+    scene.runtime.send_text(frame.to_string()).await;
+    scene.runtime.accepted(&session, 3).await;
+    let proved = async || {
+        let (_, list) = scene.gateway.get(&format!("/v1/sessions/{session}/watchers")).await;
+        let proved = list["watchers"][0]["proved"].as_str().map(str::to_owned);
+        proved.and_then(|position| position.split(':').nth(1)?.parse::<u64>().ok())
+    };
+    for _ in 0..3 {
+        assert_eq!(scene.poll(&session, "u").await.1["guardrailId"], "newer");
+        assert_eq!(proved().await, None, "the older one is not in what was read");
+    }
+    wait_until("the older one is proved, and nothing behind it", || async {
+        scene.poll(&session, "t").await;
+        proved().await == Some(older)
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_start_a_command_and_health_are_no_looks() {
     let mut scene = Scene::begin(quick()).await;
     let session = scene.running().await;
@@ -172,6 +199,8 @@ async fn who_polls_a_later_result_has_not_had_an_earlier_one() {
     let session = scene.start(json!({ "reachOutMode": "full", "task": { "prompt": "p", "taskId": "t" } })).await;
     for task in ["t", "u"] {
         scene.runtime.publish(&session, "task_started", json!({ "taskId": task })).await;
+        // Somebody is there, and has a moment to see what comes.
+        scene.poll(&session, task).await;
         scene.runtime.publish(&session, "task_completed", json!({ "message": task })).await;
     }
     assert_eq!(scene.poll(&session, "u").await.1["data"]["message"], "u");

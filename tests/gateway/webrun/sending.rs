@@ -8,7 +8,7 @@ fn state(new: &str) -> Value {
     json!({ "actionType": "state", "newState": new })
 }
 
-fn interaction(action: Value) -> Value {
+fn interaction(action: &Value) -> Value {
     json!({ "actionType": "interaction", "action": action })
 }
 
@@ -48,7 +48,7 @@ async fn a_click_in_the_window_is_a_click_in_the_page_below_the_browsers_own_155
     for (kind, x, y, page_y) in
         [("CLICK", 500.0, 300.0, 145.0), ("DOUBLE_CLICK", 0.0, 155.0, 0.0), ("CLICK", 1024.0, 755.0, 600.0)]
     {
-        let command = scene.comes_to(&session, interaction(json!({ "type": kind, "x": x, "y": y }))).await;
+        let command = scene.comes_to(&session, interaction(&json!({ "type": kind, "x": x, "y": y }))).await;
         let RuntimeCommand::Interaction { action } = command else { panic!("{command:?}") };
         assert_eq!(Value::Object(action), json!({ "type": kind, "x": x, "y": page_y }));
     }
@@ -60,7 +60,7 @@ async fn a_click_in_the_window_is_a_click_in_the_page_below_the_browsers_own_155
         (json!({ "type": "CLICK", "x": "500", "y": 300 }), "x", 0.0, 1024.0),
         (json!({ "type": "CLICK", "x": 500 }), "y", 155.0, 755.0),
     ] {
-        let (status, body) = scene.send(&session, interaction(action)).await;
+        let (status, body) = scene.send(&session, interaction(&action)).await;
         let message = format!("Invalid parameter 'action.{name}': must be a number from {low} to {high}");
         let mut wanted = refused("INVALID_PARAMETER", &message);
         wanted["details"] = json!({ "parameter": format!("action.{name}"), "min": low, "max": high });
@@ -84,7 +84,7 @@ async fn texts_and_keys_reach_the_runtime() {
         (json!({ "type": "KEY_PRESS", "key": "Control+a" }), json!({ "type": "KEY_PRESS", "key": "Control+a" })),
         (json!({ "type": "KEY_PRESS", "key": "Control++" }), json!({ "type": "KEY_PRESS", "key": "Control++" })),
     ] {
-        let command = scene.comes_to(&session, interaction(said)).await;
+        let command = scene.comes_to(&session, interaction(&said)).await;
         let RuntimeCommand::Interaction { action } = command else { panic!("{command:?}") };
         assert_eq!(Value::Object(action), wanted);
     }
@@ -100,7 +100,7 @@ async fn texts_and_keys_reach_the_runtime() {
         (json!({}), "action.type"),
         (json!("CLICK"), "action"),
     ] {
-        let (status, body) = scene.send(&session, interaction(action.clone())).await;
+        let (status, body) = scene.send(&session, interaction(&action)).await;
         assert_eq!((status, &body["details"]["parameter"]), (400, &json!(parameter)), "{action}: {body}");
     }
 }
@@ -115,12 +115,12 @@ async fn a_take_over_pauses_the_task_and_a_release_lets_it_go_on() {
         got["state"]["tasks"][0]["status"].clone()
     };
     let (take, release) =
-        (interaction(json!({ "type": "takeOverControl" })), interaction(json!({ "type": "releaseControl" })));
+        (interaction(&json!({ "type": "takeOverControl" })), interaction(&json!({ "type": "releaseControl" })));
     assert_eq!(closed.send(Some("user"), &session, take.clone()).await, (200, sent_successfully()));
     assert_eq!(task().await, "paused");
     let mut held = refused("CONTROL_HELD", "user has control");
     held["details"] = json!({ "holder": "user" });
-    let click = interaction(json!({ "type": "CLICK", "x": 1, "y": 200 }));
+    let click = interaction(&json!({ "type": "CLICK", "x": 1, "y": 200 }));
     for message in [take, click.clone(), release.clone()] {
         assert_eq!(closed.send(Some("second"), &session, message).await, (409, held.clone()));
     }

@@ -10,6 +10,7 @@ fn members(value: Value) -> Map<String, Value> {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "bodies are written where they are used")]
 fn started(body: Value) -> OpenSession {
     start(members(body.clone())).unwrap_or_else(|problem| panic!("{body}: {}", problem.body()))
 }
