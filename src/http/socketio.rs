@@ -13,6 +13,7 @@ mod joining;
 mod joins;
 mod packet;
 mod payload;
+mod pings;
 mod polling;
 mod transport;
 

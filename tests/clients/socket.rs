@@ -67,6 +67,8 @@ pub struct Scene {
     pub runtime: Runtime,
     pub session: String,
     pub task: String,
+    /// What its runtime claims the session with.
+    claim: String,
 }
 
 impl Scene {
@@ -76,7 +78,7 @@ impl Scene {
         let asked = json!({ "task": { "prompt": "Buy a lamp", "terminateOnCompletion": true } });
         let (status, created) = gateway.post("/v1/sessions", asked).await;
         assert_eq!(status, 201, "{created}");
-        let (session, _) = runtime.take_assigned().await;
+        let (session, claim) = runtime.take_assigned().await;
         let task = runtime
             .command("the task", |command| match command {
                 RuntimeCommand::NewTask { task } => task.task_id.clone(),
@@ -84,7 +86,7 @@ impl Scene {
             })
             .await;
         runtime.publish(&session, "task_started", json!({ "taskId": task })).await;
-        Self { gateway, runtime, session, task }
+        Self { gateway, runtime, session, task, claim }
     }
 
     /// Actions with these numbers, as fast as they can be sent.
@@ -219,6 +221,36 @@ async fn resume_before_the_first_event(client: Client) {
 }
 
 every_client!(resume_before_the_first_event: v4_6 "socket.io-client-4.6", newest "socket.io-client");
+
+/// The gateway itself is stopped, and started again over the same data.
+async fn resume_after_a_restart(client: Client) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = ordinary();
+    (config.data.ephemeral, config.data.dir) = (false, Some(folder.path().to_owned()));
+    let mut scene = Scene::begin(config.clone()).await;
+    config.listen.address = scene.gateway.url.trim_start_matches("http://").parse().unwrap();
+    let start = client.program("socket/resume.mjs", &scene.session).with("HOW", "built_in");
+    let mut program = start.against(&scene.gateway.url);
+    program.says("connected").await;
+    scene.act(1..=5).await;
+    while program.says("action").await["n"] != 5 {}
+
+    scene.gateway.stop().await;
+    let disconnected = program.says("disconnected").await;
+    assert_ne!(disconnected["reason"], "io server disconnect", "after that it would not come back");
+    scene.gateway = TestGateway::with(config).await;
+    scene.runtime = scene.gateway.runtime().await;
+    scene.runtime.reclaim(&scene.session, &scene.claim, 1).await;
+    scene.act(6..=10).await;
+    let back = program.says("connected").await;
+    assert_eq!(back["recovered"], true, "{back}");
+    scene.act(11..=15).await;
+    scene.complete().await;
+    each_once(&program.ends().await, 1..=15);
+    scene.gateway.stop().await;
+}
+
+every_client!(resume_after_a_restart: newest "socket.io-client");
 
 /// Every version can give the last offset that it saw in `auth`.
 async fn resume_by_hand(client: Client) {

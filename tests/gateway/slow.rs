@@ -441,7 +441,7 @@ async fn idle_subscribers_cost_at_most_ten_kilobytes_each() {
 
 /// The same for clients of Socket.IO, joined over a websocket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn idle_socketio_clients_cost_at_most_ten_kilobytes_each() {
+async fn idle_socketio_clients_cost_at_most_five_kilobytes_each() {
     let count: u64 = if std::env::var_os(FULL).is_some() { 10_000 } else { 2_000 };
     if !may_open(count + 500) {
         return;
@@ -460,7 +460,7 @@ async fn idle_socketio_clients_cost_at_most_ten_kilobytes_each() {
     let each = after.saturating_sub(before) / count;
     println!("{count} idle Socket.IO clients: {each} bytes each, {} KiB in all", after / 1024);
     assert_eq!(child.gateway.metric("onlooker_connections").await, (count + 1) as f64);
-    assert!(each < 10 * 1024, "{each} bytes for an idle client");
+    assert!(each < 5 * 1024, "{each} bytes for an idle client");
     // They are all still followed.
     for session in &sessions {
         runtime.publish(session, "agent", json!({ "content": "on" })).await;

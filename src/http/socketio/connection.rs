@@ -1,7 +1,6 @@
 //! One Engine.IO session: its transport, its heartbeat, and what it has joined.
 
 use std::{
-    collections::VecDeque,
     net::IpAddr,
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
@@ -18,12 +17,11 @@ use super::{
     joining::Joined,
     packet::{CLOSE, DISCONNECT, EnginePacket, NOOP, PING},
     payload::{self, Part},
+    pings::Pings,
     transport::{Transport, Turn},
 };
 use crate::{config::secret::Secret, hub::Signal, ids::ConnectionId, subscriber::Step, watch::Leave};
 
-/// Pings without an answer. A client that answers none proves nothing by more of them.
-const UNANSWERED: usize = 64;
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -69,18 +67,6 @@ pub(super) struct Connection {
     last_heard: Instant,
 }
 
-/// Pings that were queued and not answered yet, oldest first. A pong carries nothing: the order is all there is.
-struct Pings {
-    next: Instant,
-    last: u64,
-    /// Where each was queued.
-    unanswered: VecDeque<u64>,
-    /// The heartbeat's is due.
-    due: bool,
-    /// Something was sent that is to be proved soon.
-    owed: bool,
-}
-
 impl Connection {
     pub(super) fn new(app: App, transport: Transport, door: Door) -> Self {
         let now = Instant::now();
@@ -94,7 +80,7 @@ impl Connection {
             joined: None,
             join_until,
             partial: None,
-            pings: Pings { next, last: 0, unanswered: VecDeque::new(), due: false, owed: false },
+            pings: Pings::new(next),
             last_heard: now,
             app,
         }
@@ -213,39 +199,26 @@ impl Connection {
 
     /// Queues a ping if there is to be one: behind everything that it proves.
     fn ping(&mut self) {
-        let pings = &mut self.pings;
+        let (pings, transport) = (&mut self.pings, &mut self.transport);
         // While history is on its way, a pong would prove questions in it that were not sent yet.
         let proves = self.joined.as_ref().is_some_and(|joined| joined.live);
-        if !(pings.due || pings.owed && proves) || !self.transport.takes_pings() {
+        let wanted = pings.due || pings.owed && proves;
+        if !wanted || !transport.takes_pings() || !pings.has_room(|place| transport.has_left(place)) {
             return;
         }
-        // One that has not left yet would be answered no sooner than one behind it.
-        let waits = pings.unanswered.back().is_some_and(|place| !self.transport.has_left(*place));
-        if waits || pings.unanswered.len() >= UNANSWERED {
-            return;
-        }
-        pings.due = false;
-        pings.last += 1;
-        pings.next = Instant::now() + self.app.config.times.ping_every;
+        transport.queue(Item::Text(Utf8Bytes::from_static(PING)));
+        let number = pings.queued(transport.place_of_last());
+        (pings.due, pings.next) = (false, Instant::now() + self.app.config.times.ping_every);
         if let Some(joined) = self.joined.as_mut().filter(|_| proves) {
             pings.owed = false;
-            joined.following.mark(pings.last);
+            joined.following.mark(number);
         }
-        self.transport.queue(Item::Text(Utf8Bytes::from_static(PING)));
-        pings.unanswered.push_back(self.transport.place_of_last());
     }
 
     fn pong(&mut self) {
-        let pings = &mut self.pings;
-        // One that nobody asked for, or for which the ping has not gone out, is a sign of life and nothing more.
-        let answers = pings.unanswered.front().is_some_and(|place| self.transport.has_left(*place));
-        if !answers {
-            return;
-        }
-        pings.unanswered.pop_front();
-        let answered = pings.last - pings.unanswered.len() as u64;
-        if let Some(joined) = &mut self.joined {
-            joined.following.answered(answered, Instant::now());
+        let answered = self.pings.answered(|place| self.transport.has_left(place));
+        if let (Some(number), Some(joined)) = (answered, &mut self.joined) {
+            joined.following.answered(number, Instant::now());
         }
     }
 

@@ -335,6 +335,15 @@ impl Client {
         timeout(BOUND, waiting).await.expect("it is closed")
     }
 
+    /// It is told to leave for good: by a disconnect, behind which a websocket is closed. A client that polls closes
+    /// by itself.
+    pub async fn sent_away(&mut self) {
+        assert_eq!(self.packet().await, Got::Text("41".to_owned()));
+        if matches!(self.carrier, Carrier::Websocket(_)) {
+            assert_eq!(self.closed().await, Some(1000));
+        }
+    }
+
     /// Vanishes without a word.
     pub fn vanish(self) {
         if let Carrier::Websocket(socket) = &self.carrier

@@ -171,3 +171,50 @@ async fn a_disconnect_leaves_no_grace_and_a_lost_transport_does() {
         gateway.stop().await;
     }
 }
+
+/// A pong in the middle of history would prove the question at its end before it was sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_history_is_on_its_way_no_ping_goes_out() {
+    let (gateway, mut runtime, session) = with_session(patient()).await;
+    let first = runtime.publish(&session, "agent", json!({ "content": "seen" })).await;
+    let filler = "x".repeat(50 * 1024);
+    for _ in 0..40 {
+        runtime.publish(&session, "agent", json!({ "content": filler })).await;
+    }
+    let position = runtime.ask(&session, "g", json!({})).await;
+    for by in BOTH {
+        let auth = json!({ "sessionId": session, "offset": first.to_string() });
+        let mut client = Client::join_with(&gateway, by, auth).await;
+        let mut missed = 0;
+        loop {
+            let packet = client.raw().await.text();
+            assert_ne!(packet, "2", "after {missed} of 40");
+            match event_of(&packet) {
+                Some(event) if event.argument["guardrailId"] == "g" => break,
+                Some(_) => missed += 1,
+                None => {}
+            }
+        }
+        assert_eq!(missed, 40);
+        let reading = tokio::spawn(async move { client.closed().await });
+        let is_proved = || async { proved(&gateway, &session).await.contains(&json!(position)) };
+        wait_until("it is proved", is_proved).await;
+        reading.abort();
+    }
+    gateway.stop().await;
+}
+
+/// The offset that a client comes back with is its own word that it has everything before.
+#[tokio::test]
+async fn the_offset_of_who_comes_back_is_a_proof() {
+    let (gateway, mut runtime, session) = with_session(patient()).await;
+    let mut client = Client::join(&gateway, By::Websocket, &session).await;
+    client.silent = true;
+    let position = runtime.ask(&session, "g", json!({})).await;
+    client.message("guardrail_trigger").await;
+    let auth = json!({ "sessionId": session, "pid": client.pid, "offset": client.offset });
+    client.vanish();
+    let _back = Client::join_with(&gateway, By::Websocket, auth).await;
+    wait_until("it is proved", || async { proved(&gateway, &session).await.contains(&json!(position)) }).await;
+    gateway.stop().await;
+}

@@ -134,3 +134,24 @@ async fn under_traffic_nothing_is_lost_or_out_of_order() {
     }
     gateway.stop().await;
 }
+
+/// What nobody has fetched by polling comes over the websocket, before anything newer.
+#[tokio::test]
+async fn what_waits_is_carried_over() {
+    let (gateway, mut runtime, session) = with_session(patient()).await;
+    let mut polls = Polls::open(&gateway).await;
+    polls.post(format!("40{}", json!({ "sessionId": session }))).await;
+    polls.get().await;
+    let mut socket = upgrade_socket(&gateway, &polls.sid).await;
+    socket.send(Message::text("2probe")).await.unwrap();
+    next_of(&mut socket).await;
+    polls.post("421[\"a\"]\u{1e}422[\"b\"]").await;
+    socket.send(Message::text("5")).await.unwrap();
+    runtime.publish(&session, "agent", json!({ "content": "newer" })).await;
+    let mut got = Vec::new();
+    for _ in 0..5 {
+        got.push(next_of(&mut socket).await.text()[..3].to_owned());
+    }
+    assert_eq!(got, ["42[", "431", "42[", "432", "42["]);
+    gateway.stop().await;
+}
