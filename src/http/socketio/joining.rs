@@ -281,9 +281,6 @@ impl Joined {
         let form = self.forms.of_record(self.following.epoch(), record);
         let Some(text) = form.text else { return };
         if let Some(asks) = form.asks {
-            if self.asked.contains(&asks) {
-                return;
-            }
             self.asks(asks);
         }
         app.metrics.frames_sent.inc();

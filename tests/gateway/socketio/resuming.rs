@@ -206,3 +206,23 @@ async fn a_stop_says_no_disconnect_and_who_comes_back_goes_on() {
     }
     gateway.stop().await;
 }
+
+/// A client that falls out of the log is not asked again what it was asked on the same connection.
+#[tokio::test]
+async fn after_a_gap_an_open_question_is_not_shown_a_second_time() {
+    let mut config = patient();
+    config.limits.log_events = 10;
+    let (gateway, mut runtime, session) = with_session(config).await;
+    let mut client = Client::join(&gateway, By::Polling, &session).await;
+    runtime.ask(&session, "g", json!({})).await;
+    assert_eq!(client.message("guardrail_trigger").await["guardrailId"], "g");
+    // It asks for nothing meanwhile.
+    for number in 0..30 {
+        publish(&mut runtime, &session, &[&number.to_string()]).await;
+    }
+    let reading = tokio::spawn(async move { client.event().await });
+    wait_until("it has a gap", || async { gateway.metric("onlooker_gaps_total").await == 1.0 }).await;
+    publish(&mut runtime, &session, &["next"]).await;
+    assert_eq!(reading.await.unwrap().argument["content"], "next");
+    gateway.stop().await;
+}
