@@ -19,7 +19,6 @@ use std::{
     fs::File,
     io::Write,
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -132,7 +131,7 @@ impl Options {
 #[tokio::main]
 async fn main() -> Outcome<()> {
     let options = Options::read()?;
-    build()?;
+    server::build()?;
     println!("load of the machine before: {}", machine_load());
     println!("{}\n", plain_write(&options.dir)?);
     let mut tables = Vec::new();
@@ -151,14 +150,6 @@ async fn main() -> Outcome<()> {
         std::fs::write(file, serde_json::to_vec_pretty(&json!({ "tables": tables }))?)?;
     }
     Ok(())
-}
-
-/// With a benchmark cargo builds the program with what tests ask of its dependencies, such as a clock that can be
-/// stopped. What is measured is built as it is released.
-fn build() -> Outcome<()> {
-    let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
-    let built = Command::new(cargo).args(["build", "--release", "--quiet", "--bin", "onlooker"]).status()?;
-    if built.success() { Ok(()) } else { Err("the program could not be built".into()) }
 }
 
 async fn publish(options: &Options) -> Outcome<Table> {

@@ -18,7 +18,6 @@ mod subscribers;
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -88,7 +87,7 @@ impl Options {
 #[tokio::main]
 async fn main() -> Outcome<()> {
     let options = Options::read()?;
-    build()?;
+    server::build()?;
     let mut tables = Vec::new();
     if options.runs("fanout") {
         tables.push(fanout(&options).await?);
@@ -104,14 +103,6 @@ async fn main() -> Outcome<()> {
         std::fs::write(file, serde_json::to_vec_pretty(&json!({ "tables": tables }))?)?;
     }
     Ok(())
-}
-
-/// With a benchmark cargo builds the program with what tests ask of its dependencies. What is measured is built as it
-/// is released.
-fn build() -> Outcome<()> {
-    let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
-    let built = Command::new(cargo).args(["build", "--release", "--quiet", "--bin", "onlooker"]).status()?;
-    if built.success() { Ok(()) } else { Err("the program could not be built".into()) }
 }
 
 fn start() -> Outcome<Server> {
