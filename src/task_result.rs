@@ -1,6 +1,44 @@
 //! A task's result in the words of WebRun's clients: polls, sockets and task webhooks say the same.
 
+use onlooker_protocol::view::{EndReason, SessionView, TaskView};
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+
+use crate::clock;
+
+/// An end that nobody wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub code: &'static str,
+    pub message: &'static str,
+}
+
+impl Failure {
+    /// What a session ended of, where nobody wanted it to end.
+    pub fn of(reason: EndReason) -> Option<Self> {
+        let (code, message) = match reason {
+            EndReason::InstanceLost => ("INSTANCE_LOST", "The session's instance was lost"),
+            EndReason::NoRuntime => ("NO_INSTANCES_AVAILABLE", "No available instances."),
+            EndReason::SecretsLost => ("SECRETS_LOST", "The session's secrets were lost; start a new session"),
+            _ => return None,
+        };
+        Some(Self { code, message })
+    }
+
+    /// A session that ends stops its tasks in one batch with its end. Nobody asked for a task to be lost with its
+    /// instance; what somebody stopped or terminated went as wanted.
+    pub fn of_stopped(task: &TaskView, session: &SessionView) -> Option<Self> {
+        let with_its_session = session.ended_at.is_some() && session.ended_at == task.ended_at;
+        session.reason.filter(|_| with_its_session).and_then(Self::of)
+    }
+}
+
+/// A task's usage under both namings, and live: where its runtime says nothing of time, it is measured.
+pub fn usage_of(task: &TaskView) -> Map<String, Value> {
+    let ended = task.ended_at.as_deref().and_then(clock::parse).unwrap_or_else(OffsetDateTime::now_utc);
+    let took = task.started_at.as_deref().map(|started| clock::since(started, ended));
+    usage(Some(&task.usage), took.map(|took| took.as_millis() as f64 / 1000.0))
+}
 
 /// `data` of a completed task: what the runtime said, the documented members always, the old token members too.
 pub fn result_data(data: &Value, usage: &Map<String, Value>) -> Value {

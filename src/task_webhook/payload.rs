@@ -1,14 +1,10 @@
 //! What a receiver is told, made of what the log has: redacted.
 
-use onlooker_protocol::view::{EndReason, SessionView, TaskStatus, TaskView};
+use onlooker_protocol::view::{SessionView, TaskStatus, TaskView};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
 
 use super::SubmittedData;
-use crate::{
-    clock,
-    task_result::{result_data, usage},
-};
+use crate::task_result::{Failure, result_data, usage_of};
 
 /// How a task stands, for its webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,17 +35,10 @@ impl Standing {
         }
     }
 
-    /// A session that ends stops its tasks in one batch with its end. Nobody asked for a task to be lost with its
-    /// instance; what somebody stopped or terminated went as wanted.
     fn stopped(task: &TaskView, session: &SessionView) -> Self {
-        let with_its_session = session.ended_at.is_some() && session.ended_at == task.ended_at;
-        match session.reason.filter(|_| with_its_session) {
-            Some(EndReason::InstanceLost) => Self::failed("The session's instance was lost", "INSTANCE_LOST"),
-            Some(EndReason::NoRuntime) => Self::failed("No available instances.", "NO_INSTANCES_AVAILABLE"),
-            Some(EndReason::SecretsLost) => {
-                Self::failed("The session's secrets were lost; start a new session", "SECRETS_LOST")
-            }
-            _ => Self::NothingToTell,
+        match Failure::of_stopped(task, session) {
+            Some(failure) => Self::failed(failure.message, failure.code),
+            None => Self::NothingToTell,
         }
     }
 
@@ -74,7 +63,7 @@ pub fn body(session: &str, task: &TaskView, ending: &Ending, form: SubmittedData
     body["sessionId"] = json!(session);
     body["taskId"] = json!(task.task);
     if form == SubmittedData::FullResponse {
-        let usage = usage(Some(&task.usage), seconds(task));
+        let usage = usage_of(task);
         if let Ending::Failed { error, code } = ending {
             body["error"] = json!(error);
             body["code"] = json!(code);
@@ -90,11 +79,4 @@ fn output(task: &TaskView, structured: bool) -> Value {
     let said = task.result.get("message").cloned().unwrap_or_else(|| "".into());
     let parsed = said.as_str().filter(|_| structured).and_then(|text| serde_json::from_str(text).ok());
     parsed.unwrap_or(said)
-}
-
-/// How long it took, for runtimes that do not say.
-fn seconds(task: &TaskView) -> Option<f64> {
-    let ended = task.ended_at.as_deref().and_then(clock::parse).unwrap_or_else(OffsetDateTime::now_utc);
-    let took = clock::since(task.started_at.as_deref()?, ended);
-    Some(took.as_millis() as f64 / 1000.0)
 }

@@ -288,6 +288,8 @@ impl Joined {
     }
 
     fn asks(&mut self, shown: Arc<Shown>) {
+        // One of each id: as many as a session may have.
+        self.asked.retain(|known| known.guardrail != shown.guardrail);
         self.asked.push((*shown).clone());
         self.shown = Some(shown);
     }

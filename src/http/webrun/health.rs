@@ -4,11 +4,12 @@ use axum::{Json, extract::State, http::HeaderMap};
 use onlooker_protocol::view::{EndReason, SessionStatus};
 use serde_json::{Value, json};
 
-use super::{access, problem::Problem, tasks::Failure};
+use super::{access, problem::Problem};
 use crate::{
     clock,
     http::{App, Path, Refused, bearer},
     ids::Project,
+    task_result::Failure,
 };
 
 /// `GET /start/health`. A caller with a key is told of the instances that would serve it, others of all.

@@ -11,20 +11,19 @@ use axum::{
 };
 use onlooker_protocol::{
     code::{Code, Refusal},
-    view::{EndReason, GuardrailState, GuardrailView, SessionView, TaskStatus, TaskView},
+    view::{GuardrailState, GuardrailView, SessionView, TaskStatus, TaskView},
 };
 use serde_json::{Map, Value, json};
-use time::OffsetDateTime;
 use tokio::time::{Instant, sleep_until};
 
 use super::{access, frames, problem::Problem, urls::Base};
 use crate::{
     auth::Grant,
-    clock,
     config::key::Scope,
     http::{App, Path, Refused, written::Written},
     ids::SessionId,
     session::{Session, unnamed::Shown},
+    task_result::{Failure, usage_of},
     watch::PollGuard,
 };
 
@@ -177,7 +176,7 @@ impl Standing {
                     standing.is_running = true;
                     body.insert("status".to_owned(), "running".into());
                     body.insert("pending".to_owned(), true.into());
-                    body.insert("usage".to_owned(), usage(task).into());
+                    body.insert("usage".to_owned(), usage_of(task).into());
                 }
             },
         }
@@ -207,7 +206,7 @@ fn asking(body: &mut Map<String, Value>, session: &SessionView, task: &TaskView,
     body.insert("taskId".to_owned(), task.task.clone().into());
     body.insert("status".to_owned(), "guardrail_trigger".into());
     body.insert("pending".to_owned(), false.into());
-    body.insert("usage".to_owned(), usage(task).into());
+    body.insert("usage".to_owned(), usage_of(task).into());
     let shown = Shown { guardrail: view.guardrail_id.clone(), revision: Some(view.revision) };
     let offset = view.position.offset;
     // Proof is a mark on the log: an older question of another task would count as seen.
@@ -216,7 +215,7 @@ fn asking(body: &mut Map<String, Value>, session: &SessionView, task: &TaskView,
 }
 
 fn completed(body: &mut Map<String, Value>, task: &TaskView) {
-    let usage = usage(task);
+    let usage = usage_of(task);
     let data = frames::result_data(&task.result, &usage);
     // The oldest clients read `result`, later ones the members beside it.
     let result = json!({ "type": "task_completed", "data": data, "usage": usage });
@@ -237,18 +236,14 @@ fn failed(body: &mut Map<String, Value>, task: &TaskView, error: Option<&str>, c
     body.insert("error".to_owned(), error.into());
     body.insert("message".to_owned(), error.into());
     body.insert("code".to_owned(), code.unwrap_or("TASK_FAILED").into());
-    body.insert("usage".to_owned(), usage(task).into());
+    body.insert("usage".to_owned(), usage_of(task).into());
     body.insert("completedAt".to_owned(), json!(task.ended_at));
 }
 
-/// Nobody asked for a task to be lost with its session's instance: that is a failure. What somebody stopped or
-/// terminated went as wanted: documented clients look for `terminated` in `status`, and those that look at `success`
+/// What went as wanted is no failure: documented clients look for `terminated` in `status`, and those that look at `success`
 /// first throw an error at `false` that nobody made.
 fn stopped(body: &mut Map<String, Value>, session: &SessionView, task: &TaskView) {
-    let with_its_session = session.ended_at.is_some() && session.ended_at == task.ended_at;
-    if let Some(reason) = session.reason.filter(|_| with_its_session)
-        && let Some(failure) = Failure::of(reason)
-    {
+    if let Some(failure) = Failure::of_stopped(task, session) {
         return failed(body, task, Some(failure.message), Some(failure.code));
     }
     let message = "Task was stopped before it finished";
@@ -256,33 +251,6 @@ fn stopped(body: &mut Map<String, Value>, session: &SessionView, task: &TaskView
     body.insert("pending".to_owned(), false.into());
     body.insert("message".to_owned(), message.into());
     body.insert("data".to_owned(), json!({ "message": message, "files": [], "network": [] }));
-    body.insert("usage".to_owned(), usage(task).into());
+    body.insert("usage".to_owned(), usage_of(task).into());
     body.insert("completedAt".to_owned(), json!(task.ended_at));
-}
-
-/// What a session ended of that nobody wanted.
-pub struct Failure {
-    pub code: &'static str,
-    pub message: &'static str,
-}
-
-impl Failure {
-    pub fn of(reason: EndReason) -> Option<Self> {
-        let (code, message) = match reason {
-            EndReason::InstanceLost => ("INSTANCE_LOST", "The session's instance was lost"),
-            EndReason::NoRuntime => ("NO_INSTANCES_AVAILABLE", "No available instances."),
-            EndReason::SecretsLost => ("SECRETS_LOST", "The session's secrets were lost; start a new session"),
-            _ => return None,
-        };
-        Some(Self { code, message })
-    }
-}
-
-/// Under both namings, and live: a runtime that says nothing of time is measured.
-fn usage(task: &TaskView) -> Map<String, Value> {
-    let ended = task.ended_at.as_deref().and_then(clock::parse);
-    let until = ended.unwrap_or_else(OffsetDateTime::now_utc);
-    let seconds = task.started_at.as_deref().map(|started| clock::since(started, until).as_secs_f64());
-    let milliseconds = |seconds: f64| (seconds * 1000.0).round() / 1000.0;
-    frames::usage(Some(&task.usage), seconds.map(milliseconds))
 }
