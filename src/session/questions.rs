@@ -259,11 +259,10 @@ impl Owner {
         let values = answer.values.iter().filter(|(field, _)| !plain(field)).map(|(_, value)| value);
         let natures = values.map(|value| (value.as_str(), Nature::Credential));
         let text = answer.text.iter().map(|text| (text.as_str(), Nature::FreeText));
-        // Words for a question with secret fields hold their values, and the page gets them one by one.
         let secret = guardrail.view.fields.iter().any(|field| field.secret);
-        let words = answer.text.iter().filter(|_| secret).flat_map(|text| text.split_whitespace());
-        let words = words.map(|word| (word, Nature::Credential));
-        for (value, nature) in natures.chain(text).chain(words) {
+        let parts = answer.text.iter().filter(|_| secret).flat_map(|text| values_in(text));
+        let parts = parts.map(|part| (part, Nature::Credential));
+        for (value, nature) in natures.chain(text).chain(parts) {
             let registered = self.redactor.register(value, nature);
             registered.map_err(|error| Refusal::new(Code::TooLarge, error.to_string()))?;
         }
@@ -461,6 +460,20 @@ pub(super) fn resolved_data(view: &GuardrailView, resolution: &Resolution) -> Va
     data
 }
 
+/// Words for a question with secret fields hold their values, and the page gets them apart: each word, and from each of
+/// the first on all that follows, for a password may be of several words. Without the signs that separate them.
+fn values_in(text: &str) -> impl Iterator<Item = &str> {
+    const WORDS: usize = 8;
+    let rests = std::iter::successors(Some(text.trim()), |rest| {
+        rest.split_once(char::is_whitespace).map(|(_, rest)| rest.trim_start())
+    });
+    let parts = text.split_whitespace().chain(rests.take(WORDS));
+    parts
+        .map(|part| part.trim_end_matches(|c: char| c.is_whitespace() || ",;:/".contains(c)))
+        .map(|part| part.trim_start_matches(|c: char| c.is_whitespace() || c == '/'))
+        .filter(|part| !part.is_empty())
+}
+
 fn guardrail_id(event: &Published) -> Result<String, Refusal> {
     let id = event.data["guardrailId"].as_str().filter(|id| ids::is_outside_id(id));
     id.map(str::to_owned).ok_or_else(|| invalid(format!("{} names its guardrail in `data.guardrailId`", event.kind)))
@@ -473,4 +486,23 @@ fn is_plain(redactor: &Redactor, text: &str) -> bool {
 
 fn unknown_guardrail() -> Refusal {
     Refusal::plain(Code::UnknownGuardrail)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::values_in;
+
+    #[test]
+    fn every_value_of_an_answer_in_words_is_known_apart_from_the_others() {
+        for text in ["a@b.c two words", "a@b.c, two words", "a@b.c / two words", " a@b.c\ntwo words "] {
+            let values: BTreeSet<_> = values_in(text).collect();
+            for value in ["a@b.c", "two words", "words"] {
+                assert!(values.contains(value), "{value} is missing of {text:?}: {values:?}");
+            }
+        }
+        assert_eq!(values_in(" , / ").count(), 0);
+        assert!(values_in(&"w ".repeat(10_000)).count() < 10_020, "what follows is taken for the first words only");
+    }
 }
