@@ -267,7 +267,71 @@ mod tests {
         assert_eq!(acknowledgement(7, &json!({})), "437[{}]");
     }
 
+    /// Kind, namespace, acknowledgement and JSON, as another implementation reads them.
+    fn read_by_another(text: &str) -> Option<(char, String, Option<i64>, Value)> {
+        use socketioxide_core::{
+            Value::Str,
+            packet::PacketData::{Connect, Disconnect, Event, EventAck},
+            parser::{Parse, ParserState},
+        };
+
+        let read = socketioxide_parser_common::CommonParser
+            .decode_str(&ParserState::default(), text.to_owned().into())
+            .ok()?;
+        let json = |value| match value {
+            Str(text, _) => serde_json::from_str(&text).unwrap_or(Value::Null),
+            _ => Value::Null,
+        };
+        let (kind, ack, json) = match read.inner {
+            Connect(auth) => ('0', None, auth.map_or(Value::Null, json)),
+            Disconnect => ('1', None, Value::Null),
+            Event(arguments, ack) => ('2', ack, json(arguments)),
+            EventAck(arguments, ack) => ('3', Some(ack), json(arguments)),
+            _ => return None,
+        };
+        Some((kind, read.ns.to_string(), ack, json))
+    }
+
+    fn read_here(text: &str) -> Option<(char, String, Option<i64>, Value)> {
+        let number = |ack: Option<u64>| ack.map(|id| i64::try_from(id).unwrap());
+        match Packet::parse(text).ok()? {
+            Packet::Connect { auth } if auth.is_empty() => Some(('0', "/".to_owned(), None, Value::Null)),
+            Packet::Connect { auth } => Some(('0', "/".to_owned(), None, auth.into())),
+            Packet::Disconnect => Some(('1', "/".to_owned(), None, Value::Null)),
+            Packet::Event(Event { name, mut arguments, ack, .. }) => {
+                arguments.insert(0, name.into());
+                Some(('2', "/".to_owned(), number(ack), arguments.into()))
+            }
+            Packet::Ack { .. } | Packet::Elsewhere { .. } => None,
+        }
+    }
+
     proptest! {
+        #[test]
+        fn another_implementation_reads_the_same(
+            slash in any::<bool>(), ack in any::<Option<u32>>(), name in any::<String>(), text in any::<String>(),
+            number in any::<i64>(),
+        ) {
+            let slash = if slash { "/," } else { "" };
+            let id = ack.map(|id| id.to_string()).unwrap_or_default();
+            let event = json!([name, { "text": text, "number": number, "list": [null, true, text] }]);
+            let auth = json!({ "sessionId": text, "pid": name });
+            for packet in [format!("2{slash}{id}{event}"), format!("0{slash}{auth}"), "1".to_owned()] {
+                let here = read_here(&packet);
+                prop_assert!(here.is_some(), "{}", packet);
+                prop_assert_eq!(here, read_by_another(&packet), "{}", packet);
+            }
+        }
+
+        #[test]
+        fn nothing_is_taken_here_that_another_implementation_refuses(
+            text in "[0-3](/,)?[0-9]{0,3}(\\[\"[a-zü]{0,3}\"(,[0-9]{1,3})?\\]|\\{\"a\":1\\}|[\\[{\"a1,\\]}]{0,4})",
+        ) {
+            if let Some(here) = read_here(&text) {
+                prop_assert_eq!(Some(here), read_by_another(&text), "{}", text);
+            }
+        }
+
         #[test]
         fn no_text_makes_the_parsers_panic(text in any::<String>()) {
             let _ = EnginePacket::parse(&text);
