@@ -22,6 +22,18 @@ fn watchful() -> Config {
     config
 }
 
+/// Waits for something and answers pings: a runtime that is silent for long is taken for dead.
+async fn meanwhile<T>(runtime: &mut Runtime, something: impl Future<Output = T>) -> T {
+    let mut something = std::pin::pin!(something);
+    loop {
+        tokio::select! {
+            biased;
+            done = something.as_mut() => return done,
+            frame = runtime.receive() => drop(frame.expect("the connection stays")),
+        }
+    }
+}
+
 async fn a_client_is_believed_while_its_code_runs(start: Start) {
     let config = watchful();
     let window = config.times.live_window;
@@ -30,17 +42,17 @@ async fn a_client_is_believed_while_its_code_runs(start: Start) {
     let mut runtime = gateway.runtime().await;
     let (session, _) = runtime.open(OpenSession::default()).await;
     let mut program = start.with("SESSION_ID", &session).against(&gateway.url);
-    program.says("connected").await;
+    meanwhile(&mut runtime, program.says("connected")).await;
     runtime.ask(&session, "g", json!({})).await;
-    program.says("asked").await;
-    gateway.wait_why(&session, "g", COVERED).await;
+    meanwhile(&mut runtime, program.says("asked")).await;
+    meanwhile(&mut runtime, gateway.wait_why(&session, "g", COVERED)).await;
     // Nothing can be waited for here: for longer than any window nothing happens.
-    tokio::time::sleep(window + Duration::from_secs(1)).await;
+    meanwhile(&mut runtime, tokio::time::sleep(window + Duration::from_secs(1))).await;
     assert_eq!(receiver.got().len(), 0, "somebody was looking");
 
     // The process is there, and so is its connection: its kernel still acknowledges what comes.
     program.signal(Signal::STOP);
-    receiver.wait_for("guardrail.opened", 1).await;
+    meanwhile(&mut runtime, receiver.wait_for("guardrail.opened", 1)).await;
     program.signal(Signal::CONT);
     let body = json!({ "session": session, "revision": 1, "idempotencyKey": "k", "action": "submit", "text": "yes" });
     let (status, answered) = gateway.post("/v1/guardrails/g/answer", body).await;
