@@ -196,7 +196,7 @@ pub struct Resolution {
     pub at: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// `websocket`, `rest`, `webhook`, `secrets`, `deadline`, `runtime`, `task`, `session`, …
+    /// `websocket`, `socketio`, `rest`, `view`, `webhook`, `secrets`, `deadline`, `runtime`, `task`, `session`, …
     pub via: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<String>,
