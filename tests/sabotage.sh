@@ -8,7 +8,7 @@ CARGO=${CARGO:-cargo}
 # A test that waits for ever without its check has failed as well.
 LIMIT=120
 
-# check, where its test is (`gateway`, `crash` or `lib`), the test's name
+# check, where its test is (`gateway`, `crash`, `bin` or `lib`), the test's name
 TABLE='
 redactor         gateway  secrecy::no_canary_shows_anywhere_after_it_was_echoed_in_every_form
 redactor         crash    outgoing::no_byte_that_leaves_the_gateway_is_a_secret
@@ -23,7 +23,7 @@ fence            gateway  engine::memory::a_lower_term_is_fenced_and_changes_not
 byte_bound       gateway  engine::memory::a_log_is_trimmed_by_bytes
 byte_bound       gateway  slow::a_subscriber_that_never_reads_costs_no_memory_and_hurts_nobody
 address_check    gateway  task_webhooks::none_goes_to_this_machine_unless_it_is_allowed
-log_cap          crash    outgoing::no_byte_that_leaves_the_gateway_is_a_secret
+log_cap          bin      cli::log::tests::libraries_stay_at_info_whatever_the_filter_asks_for
 '
 
 said=$(mktemp)
@@ -31,7 +31,7 @@ trap 'rm -f "$said"' EXIT
 unset ONLOOKER_SABOTAGE
 
 echo "==> building with the feature sabotage"
-if ! $CARGO test -p onlooker --features sabotage --lib --test gateway --test crash --no-run >"$said" 2>&1; then
+if ! $CARGO test -p onlooker --features sabotage --lib --bins --test gateway --test crash --no-run >"$said" 2>&1; then
     cat "$said"
     exit 1
 fi
@@ -40,6 +40,7 @@ binary_of() {
 }
 gateway=$(binary_of tests/gateway/main.rs)
 crash=$(binary_of tests/crash/main.rs)
+bin=$(binary_of 'unittests src/main.rs')
 lib=$(binary_of 'unittests src/lib.rs')
 
 # run SWITCH BINARY NAME: runs one test; its words are left in $said.
@@ -55,7 +56,7 @@ complain() {
 
 judge() {
     check=$1 name=$3
-    case $2 in gateway) binary=$gateway ;; crash) binary=$crash ;; *) binary=$lib ;; esac
+    case $2 in gateway) binary=$gateway ;; crash) binary=$crash ;; bin) binary=$bin ;; *) binary=$lib ;; esac
     echo "==> $check: $name"
     if ! run '' "$binary" "$name"; then
         tail -n 20 "$said"
