@@ -12,7 +12,7 @@ use onlooker_protocol::runtime::{
 };
 use serde_json::{Map, json};
 use tokio::{net::TcpStream, task::JoinHandle};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config, tungstenite::Message};
 
 use crate::{Outcome, subscribers::Audience};
 
@@ -27,7 +27,8 @@ async fn send(socket: &mut (impl SinkExt<Message> + Unpin), frame: &RuntimeToGat
 }
 
 async fn register(address: &str) -> Outcome<Socket> {
-    let (mut socket, _) = connect_async(format!("ws://{address}/v1/runtime")).await?;
+    // Small frames go at once, as those of every runtime in earnest do.
+    let (mut socket, _) = connect_async_with_config(format!("ws://{address}/v1/runtime"), None, true).await?;
     let labels = Map::new();
     send(&mut socket, &RuntimeToGateway::Register { name: "bench".to_owned(), capacity: 1_000_000, labels }).await?;
     Ok(socket)
