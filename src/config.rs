@@ -23,6 +23,7 @@ pub mod secret;
 mod settings;
 mod units;
 
+use crate::reach_out::ladder::Step;
 use key::KeyEntry;
 use secret::{Secret, SecretUrl};
 
@@ -42,6 +43,8 @@ pub struct Config {
     pub times: Times,
     pub guardrails: Guardrails,
     pub reach_out: ReachOut,
+    pub telegram: Telegram,
+    pub slack: Slack,
     pub webrun: WebRun,
     /// None: open, on loopback only.
     pub keys: Vec<KeyEntry>,
@@ -112,10 +115,44 @@ pub struct Guardrails {
     pub allow_default_answer: Vec<GuardrailKind>,
 }
 
-/// Whom a guardrail reaches when a project names nobody.
+/// Whom a guardrail reaches when a project names nobody, and what follows when nobody answers.
 #[derive(Clone, Debug, Default)]
 pub struct ReachOut {
     pub notify_webhook: Option<NotifyWebhook>,
+    /// None: the first notice is the only one.
+    pub ladder: Vec<Step>,
+}
+
+/// The Telegram bot. Off without a token.
+#[derive(Clone, Debug)]
+pub struct Telegram {
+    pub token: Option<Secret>,
+    /// Of the Bot API; another one is for a server of one's own, and for tests.
+    pub api: Url,
+}
+
+impl Default for Telegram {
+    fn default() -> Self {
+        Self { token: None, api: "https://api.telegram.org/".parse().expect("a URL") }
+    }
+}
+
+/// The Slack app. Off without a bot token.
+#[derive(Clone, Debug)]
+pub struct Slack {
+    pub bot_token: Option<Secret>,
+    /// Checks that requests come from Slack. Needed where Slack reaches the gateway at `public_url`.
+    pub signing_secret: Option<Secret>,
+    /// Opens Socket Mode where there is no public address.
+    pub app_token: Option<Secret>,
+    pub api: Url,
+}
+
+impl Default for Slack {
+    fn default() -> Self {
+        let api = "https://slack.com/api/".parse().expect("a URL");
+        Self { bot_token: None, signing_secret: None, app_token: None, api }
+    }
 }
 
 /// What clients of the WebRun surfaces may do and how long they wait.

@@ -17,6 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Auth, SigningKey},
+    chat::{Connector, Connectors, Desk, desk::ChatDesk, marks::MarkKey},
     config::{Config, ConfigError},
     control::ControlTimes,
     engine::{
@@ -25,11 +26,13 @@ use crate::{
         memory::MemoryEngine,
     },
     files::{Files, FilesOptions},
+    forms::Forms,
     guardrail::GuardrailRules,
     http::{self, App, Parts, events::Alive, guard::Guard, listener, tls, webrun::rates::Rates},
     hub::Hub,
     ids::SessionId,
     images::ImageBounds,
+    links::Links,
     metrics::Metrics,
     notifier::{
         Notifier, Notifiers,
@@ -121,15 +124,23 @@ impl Gateway {
             _ => None,
         };
         let times = outbox_times(&config);
-        let (outbox, dispatcher) = Outbox::new(Arc::clone(&engine), notifiers(&config, times)?, times);
+        let connectors = connectors(&config);
+        let (outbox, dispatcher) = Outbox::new(Arc::clone(&engine), notifiers(&config, times, &connectors)?, times);
         let stop = Stop::new(config.times.drain);
         let files = Files::open(FilesOptions::from(&config)).await.map_err(StartError::Files)?;
-        let auth = Auth::with_signing_key(&config, signing_key(&*engine).await?);
+        let signing_key = signing_key(&*engine).await?;
+        let chats = Chats {
+            links: Arc::new(Links::new(Arc::clone(&engine))),
+            forms: Forms::new(signing_key.derive("forms"), config.listen.public_url.clone()),
+            marks: MarkKey::new(signing_key.derive("chat marks")),
+            connectors: connectors.clone(),
+        };
+        let auth = Auth::with_signing_key(&config, signing_key);
         let metrics = Arc::new(Metrics::new());
         let (webhooks, carrier) =
             TaskWebhooks::new(CarrierOptions::new(config.webrun.private_webhooks), Arc::clone(&metrics))
                 .map_err(WebhookError::Client)?;
-        let services = Arc::new(services(&config, Arc::clone(&engine), (outbox, webhooks), metrics));
+        let services = Arc::new(services(&config, Arc::clone(&engine), (outbox, webhooks), chats, metrics));
         let directory = Directory::new(Arc::clone(&services), stop.owner_tasks.clone(), stop.owners.clone());
         let listen = |source| StartError::Listen { address: config.listen.address, source };
         let listener = TcpListener::bind(config.listen.address).await.map_err(listen)?;
@@ -145,6 +156,12 @@ impl Gateway {
         let limits = listener::ListenerLimits::from(&config);
         let rates = Rates::new(config.webrun.requests_per_minute);
         stop.tasks.spawn(files.clone().expire(stop.connections.clone()));
+        let desk: Arc<dyn Desk> = Arc::new(ChatDesk::new(directory.clone()));
+        for connector in connectors.iter() {
+            let (connector, desk) = (Arc::clone(connector), Arc::clone(&desk));
+            let stopping = stop.connections.clone();
+            stop.tasks.spawn(async move { connector.run(desk, stopping).await });
+        }
         let app = App::new(Parts {
             directory: directory.clone(),
             hub: Hub::new(stop.hub_tasks.clone(), stop.hub.clone()),
@@ -155,6 +172,8 @@ impl Gateway {
             guard,
             alive: Alive::default(),
             rates,
+            connectors,
+            desk,
             socketio: Default::default(),
             connections: AtomicUsize::new(0),
             ready: AtomicBool::new(true),
@@ -288,22 +307,37 @@ fn outbox_times(config: &Config) -> OutboxTimes {
     }
 }
 
-fn notifiers(config: &Config, times: OutboxTimes) -> Result<Notifiers, WebhookError> {
-    let mut by_target: HashMap<String, Arc<dyn Notifier>> = HashMap::new();
+/// What the chats share with the sessions.
+struct Chats {
+    links: Arc<Links>,
+    forms: Forms,
+    marks: MarkKey,
+    connectors: Connectors,
+}
+
+/// The chats that the configuration names.
+fn connectors(_config: &Config) -> Connectors {
+    Connectors::default()
+}
+
+fn notifiers(config: &Config, times: OutboxTimes, chats: &Connectors) -> Result<Notifiers, WebhookError> {
+    let of = |chat: &Arc<dyn Connector>| (chat.name().to_owned(), Arc::clone(chat) as Arc<dyn Notifier>);
+    let mut by_name: HashMap<String, Arc<dyn Notifier>> = chats.iter().map(of).collect();
     if let Some(webhook) = &config.reach_out.notify_webhook {
         let secrets = webhook.secret.iter().map(|secret| SigningSecret::parse(secret.expose()));
         let secrets = secrets.collect::<Result<Vec<_>, _>>()?;
         let url = webhook.url.expose().parse().expect("checked by the configuration");
         let notifier = Webhook::new(url, secrets, times.webhook_timeout)?;
-        by_target.insert(WEBHOOK.to_owned(), Arc::new(notifier));
+        by_name.insert(WEBHOOK.to_owned(), Arc::new(notifier));
     }
-    Ok(Notifiers::new(by_target))
+    Ok(Notifiers::new(by_name))
 }
 
 fn services(
     config: &Config,
     engine: Arc<dyn Engine>,
     (outbox, webhooks): (Outbox, TaskWebhooks),
+    chats: Chats,
     metrics: Arc<Metrics>,
 ) -> Services {
     let (limits, times) = (&config.limits, &config.times);
@@ -313,7 +347,14 @@ fn services(
         runtimes: Default::default(),
         outbox,
         webhooks,
-        targets: Targets { fallback: config.reach_out.notify_webhook.as_ref().map(|_| WEBHOOK.to_owned()) },
+        targets: Targets {
+            links: chats.links,
+            fallback: config.reach_out.notify_webhook.as_ref().map(|_| WEBHOOK.to_owned()),
+            ladder: config.reach_out.ladder.clone(),
+            chats: chats.connectors.names(),
+        },
+        forms: chats.forms,
+        marks: chats.marks,
         unreached: Default::default(),
         metrics,
         guardrails: GuardrailRules {

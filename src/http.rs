@@ -4,6 +4,7 @@ pub mod body;
 pub mod cors;
 pub mod events;
 pub mod guard;
+pub mod hooks;
 pub mod listener;
 pub mod operator;
 pub mod rest;
@@ -39,6 +40,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
     auth::{Auth, CredentialId, Grant},
+    chat::{Connectors, Desk},
     config::{Config, key::Scope},
     control::{Holder, HolderKey},
     files::Files,
@@ -64,6 +66,8 @@ pub struct Parts {
     pub alive: events::Alive,
     /// How often the holders of keys may begin something on the WebRun surfaces.
     pub rates: webrun::rates::Rates,
+    pub connectors: Connectors,
+    pub desk: Arc<dyn Desk>,
     pub socketio: socketio::SocketIo,
     /// Open WebSockets and event streams, for the metric.
     pub connections: AtomicUsize,
@@ -146,6 +150,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/guardrails/{id}/why", get(rest::why))
         .route("/v1/subscribers/{id}/alive", post(events::alive))
         .route("/v1/tokens", post(rest::issue_token))
+        .route("/v1/hooks/{connector}", post(hooks::hear))
         .merge(operator::dashboard())
         .merge(view::routes())
         .layer(DefaultBodyLimit::max(limits.http_body_bytes))

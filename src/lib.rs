@@ -24,6 +24,9 @@ pub mod guardrail;
 pub mod runtime_link;
 pub mod secrets;
 
+pub mod chat;
+pub mod forms;
+pub mod links;
 pub mod notifier;
 pub mod outbox;
 pub mod reach_out;

@@ -32,6 +32,7 @@ pub struct Metrics {
     closes: Family<[(&'static str, &'static str); 1], Counter>,
     notices: Family<[(&'static str, &'static str); 1], Gauge>,
     task_webhooks: Family<[(&'static str, &'static str); 1], Counter>,
+    callbacks_refused: Family<[(&'static str, &'static str); 2], Counter>,
     sessions: Gauge,
     connections: Gauge,
     stored_bytes: Gauge,
@@ -89,6 +90,9 @@ impl Metrics {
         registry.register("refusals", "Requests and events refused, by code", refusals.clone());
         registry.register("closes", "Connections closed by the gateway, by code", closes.clone());
         registry.register("notices", "Notices by what became of them", notices.clone());
+        let callbacks_refused = Family::default();
+        let help = "What came from chats and was refused, by chat and reason";
+        registry.register("callbacks_refused", help, callbacks_refused.clone());
         let task_webhooks = Family::default();
         registry.register("task_webhooks", "Task webhooks by what became of them", task_webhooks.clone());
         let (sessions, connections, stored_bytes) = (Gauge::default(), Gauge::default(), Gauge::default());
@@ -123,6 +127,7 @@ impl Metrics {
             closes,
             notices,
             task_webhooks,
+            callbacks_refused,
             sessions,
             connections,
             stored_bytes,
@@ -143,6 +148,11 @@ impl Metrics {
     /// Sets a count of notices, as the outbox keeps it.
     pub fn notices(&self, state: &'static str, count: u64) {
         self.notices.get_or_create(&[("state", state)]).set(count.cast_signed());
+    }
+
+    /// Something that came from a chat was refused.
+    pub fn callback_refused(&self, chat: &'static str, why: &'static str) {
+        self.callbacks_refused.get_or_create(&[("chat", chat), ("reason", why)]).inc();
     }
 
     /// What became of a task's webhook.

@@ -10,23 +10,73 @@ use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use onlooker_protocol::notice::{FormLink, Notice};
+use serde::{Deserialize, Serialize};
 
-/// One kind of carrier, made for one target.
+use crate::{chat::marks::Marks, images::Picture};
+
+/// One kind of carrier. A target is its name, and behind a colon an address that only it understands.
 pub trait Notifier: Send + Sync + 'static {
     /// Makes one attempt. Dropping the future leaves its outcome unknown.
     fn send<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Delivery>;
+
+    /// How often the other end wants to hear from us.
+    fn pace(&self) -> Pace {
+        Pace::default()
+    }
+}
+
+/// The shortest times between the beginnings of two sends. Zero: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// To one address.
+    pub address: Duration,
+    /// Over all addresses of the notifier.
+    pub overall: Duration,
 }
 
 /// What is sent. `Debug` does not show the body.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Message {
     /// The idempotency id: a UUIDv7, the same for every attempt and for the one repeat.
     pub id: String,
-    /// JSON.
+    /// The target without the notifier's name.
+    pub address: String,
+    /// A [`Notice`] as JSON.
     pub body: Bytes,
     /// Whether an earlier attempt may have arrived.
     pub repeat: bool,
+    /// Where the message lies that this one takes the place of.
+    pub card: Option<Receipt>,
+    /// Where the message lies that this one belongs under.
+    pub thread: Option<Receipt>,
+    pub extras: Extras,
 }
+
+impl Message {
+    /// What it says, taken apart. `None`: a newer gateway wrote it.
+    pub fn notice(&self) -> Option<Notice> {
+        serde_json::from_slice(&self.body).ok()
+    }
+}
+
+/// What a message gets at the moment of sending, because it holds for a while only or must not be stored.
+#[derive(Clone, Default)]
+pub struct Extras {
+    /// Where the session can be looked at.
+    pub view: Option<String>,
+    /// Where what is secret can be typed.
+    pub form: Option<FormLink>,
+    /// What its buttons carry.
+    pub marks: Option<Marks>,
+    /// What the session's browser shows, unless that is sensitive.
+    pub picture: Option<Arc<Picture>>,
+}
+
+/// Where a message lies, in words that only its notifier understands. No secret: it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Receipt(pub String);
 
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -39,33 +89,43 @@ impl fmt::Debug for Message {
 pub enum Delivery {
     /// The other end has taken it.
     Confirmed,
+    /// The other end has taken it, and it can be changed there.
+    Shown(Receipt),
     /// The other end has not taken it, for certain.
     Refused {
         error: String,
         /// The other end's own wish, or the notifier's where trying soon has no sense.
         retry_after: Option<Duration>,
     },
+    /// The other end has not taken it, for certain, and will not take a later one unless somebody changes something
+    /// there: the credential is revoked, the chat is gone or has blocked us, the request itself is wrong.
+    Rejected { error: String },
     /// It may have arrived, or not.
     Unknown { error: String },
 }
 
-/// The carriers by target.
+/// The carriers by name.
 #[derive(Clone, Default)]
 pub struct Notifiers(Arc<HashMap<String, Arc<dyn Notifier>>>);
 
 impl Notifiers {
-    pub fn new(by_target: HashMap<String, Arc<dyn Notifier>>) -> Self {
-        Self(Arc::new(by_target))
+    pub fn new(by_name: HashMap<String, Arc<dyn Notifier>>) -> Self {
+        Self(Arc::new(by_name))
     }
 
-    /// `None` where no such target is configured (any more).
+    /// Who carries to this target; `None` where no such notifier is configured (any more).
     pub fn get(&self, target: &str) -> Option<&Arc<dyn Notifier>> {
-        self.0.get(target)
+        self.0.get(split_target(target).0)
     }
 
-    pub fn targets(&self) -> impl Iterator<Item = &str> {
+    pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
+}
+
+/// A target's notifier and its address there.
+pub fn split_target(target: &str) -> (&str, &str) {
+    target.split_once(':').unwrap_or((target, ""))
 }
 
 impl FromIterator<(String, Arc<dyn Notifier>)> for Notifiers {

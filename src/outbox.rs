@@ -31,7 +31,7 @@ use serde_json::{Map, Value};
 use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
 use tokio::time::Instant;
 
-pub use self::dispatcher::Dispatcher;
+pub use self::{dispatcher::Dispatcher, record::Thread};
 use self::{
     record::Notice,
     schedule::{Due, Schedule},
@@ -39,17 +39,17 @@ use self::{
 use crate::{
     engine::{Engine, EngineError, RecordKey, RecordKind, Version},
     ids::{Project, SessionId},
-    notifier::Notifiers,
+    notifier::{Extras, Notifiers, Receipt},
+    reach_out::ladder::Rung,
 };
 
-/// Names a notice. Its repetition, 0 or 1, is kept in the record.
+/// Names a notice. Whether it is the repeat after an unknown outcome is kept in the record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NoticeKey {
     pub session: SessionId,
     pub subject: NoticeSubject,
     pub target: String,
-    /// Of the ladder; 0 is the first.
-    pub step: u32,
+    pub rung: Rung,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -73,6 +73,8 @@ pub struct Draft {
     pub project: Project,
     /// The redacted message without its `id`. Null members are left out.
     pub body: Map<String, Value>,
+    /// The question under whose message this one belongs, where the target has one.
+    pub thread: Option<Thread>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +84,9 @@ pub enum NoticeState {
     Confirmed,
     /// Refused so far; it has a next try.
     Failed,
+    /// Refused, and refused until somebody changes something at the other end. It has a next try, but nobody should wait
+    /// for it.
+    Rejected,
     /// The outcome of sending is unknown. Told once through [`Owners::settled`]; the record then is queued as a repeat.
     Unknown,
     /// The repeat is unknown too. Counts as not notified.
@@ -97,6 +102,7 @@ impl NoticeState {
             Self::Leased => "leased",
             Self::Confirmed => "confirmed",
             Self::Failed => "failed",
+            Self::Rejected => "rejected",
             Self::Unknown => "unknown",
             Self::GivenUp => "given_up",
             Self::Dropped => "dropped",
@@ -128,6 +134,11 @@ pub enum Verdict {
 pub trait Owners: Send + Sync + 'static {
     /// Decides again, with fresh inputs, at the moment of sending. Not asked for updates of closed guardrails.
     fn recheck<'a>(&'a self, key: &'a NoticeKey) -> BoxFuture<'a, Verdict>;
+
+    /// What a message gets at the moment of sending; `id` is the notice's.
+    fn dress<'a>(&'a self, _key: &'a NoticeKey, _id: &'a str) -> BoxFuture<'a, Extras> {
+        Box::pin(async { Extras::default() })
+    }
 
     /// A notice that asks changed its state, after that was written. Not told again after a crash: whoever starts
     /// anew reads [`Outbox::state`].
@@ -221,7 +232,8 @@ impl Outbox {
     /// After an error it may or may not be written: ask again with the same key.
     pub async fn queue(&self, draft: Draft) -> Result<Queued, EngineError> {
         let name = record_key(&draft.key);
-        let notice = Notice::new(&draft.key, &draft.project, draft.body, wall_ms());
+        let mut notice = Notice::new(&draft.key, &draft.project, draft.body, wall_ms());
+        notice.thread = draft.thread;
         match self.shared.engine.put(name.clone(), None, notice.encode()).await {
             Ok(version) => {
                 OutboxStats::add(&self.shared.stats.queued);
@@ -253,10 +265,24 @@ impl Outbox {
         Ok(self.shared.read(&record_key(key)).await?.map(|(_, notice)| notice.opened.state()))
     }
 
-    /// The state of each of a session's keys, by what they are about.
-    pub async fn states(&self, session: SessionId) -> Result<Vec<(NoticeSubject, NoticeState)>, EngineError> {
+    /// Each of a session's keys, how it stands, and when it was written, in milliseconds of wall time.
+    pub async fn states(&self, session: SessionId) -> Result<Vec<(NoticeKey, NoticeState, u64)>, EngineError> {
         let found = self.shared.read_all(session).await?;
-        Ok(found.iter().map(|(_, _, notice)| (notice.key(session).subject, notice.opened.state())).collect())
+        let state = |(_, _, notice): &Stored| (notice.key(session), notice.opened.state(), notice.opened.at_ms);
+        Ok(found.iter().map(state).collect())
+    }
+
+    /// The notice with this id, of the message that asks.
+    pub async fn find(&self, id: &str) -> Result<Option<Found>, EngineError> {
+        let found = self.shared.list(None).await?;
+        Ok(found.into_iter().find(|(_, _, notice)| notice.opened.id == id).map(Found::of))
+    }
+
+    /// The notice whose message lies there.
+    pub async fn find_message(&self, target: &str, at: &Receipt) -> Result<Option<Found>, EngineError> {
+        let found = self.shared.list(None).await?;
+        let here = |notice: &Notice| notice.target == target && notice.opened.receipt.as_ref() == Some(at);
+        Ok(found.into_iter().find(|(_, _, notice)| here(notice)).map(Found::of))
     }
 
     /// A guardrail's revision closed, or a higher one took its place: whoever may have its card is told `body` once,
@@ -319,6 +345,29 @@ impl Outbox {
 
 type Stored = (RecordKey, Version, Notice);
 
+/// A notice as those see it to whom somebody has answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub id: String,
+    pub key: NoticeKey,
+    pub project: String,
+    pub state: NoticeState,
+    /// Where its message lies.
+    pub receipt: Option<Receipt>,
+}
+
+impl Found {
+    fn of((name, _, notice): Stored) -> Self {
+        Self {
+            key: notice.key(name.session),
+            state: notice.opened.state(),
+            id: notice.opened.id,
+            project: notice.project,
+            receipt: notice.opened.receipt,
+        }
+    }
+}
+
 impl Shared {
     async fn read(&self, name: &RecordKey) -> Result<Option<(Version, Notice)>, EngineError> {
         let found = self.engine.get(name.clone()).await?;
@@ -367,7 +416,7 @@ fn record_key(key: &NoticeKey) -> RecordKey {
 
 fn view(notice: &Notice) -> NoticeView {
     let opened = &notice.opened;
-    let waits = opened.state() == NoticeState::Failed;
+    let waits = matches!(opened.state(), NoticeState::Failed | NoticeState::Rejected);
     let next = opened.due_in(wall_ms()).filter(|_| waits);
     NoticeView {
         id: opened.id.clone(),

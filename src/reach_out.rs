@@ -4,6 +4,8 @@
 //! randomness: the same inputs give the same decision, so that it can be made again at the moment of sending, in a
 //! test, and in a model. Windows are half open: at their end they are over.
 
+pub mod ladder;
+
 use std::time::Duration;
 
 use onlooker_protocol::view::ReachOutMode;
@@ -45,19 +47,14 @@ pub struct Inputs<'a> {
     pub offset: u64,
     /// Until when a live holder has control or a claim on this revision runs.
     pub held_until: Option<Instant>,
-    /// Whether a notice exists for this key, and when the next step of a ladder is due.
-    pub notified: Option<NextStep>,
+    /// Whether everybody who is told first has a notice.
+    pub notified: bool,
+    /// When the next step of the ladder is due, where there is one.
+    pub next_step: Option<Instant>,
     pub presence: &'a Presence,
     /// After a start or a change of owner, everybody has until here to come back.
     pub start_grace_until: Instant,
     pub windows: Windows,
-}
-
-/// What follows a notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NextStep {
-    None,
-    At(Instant),
 }
 
 /// What to do, by which rule, and why.
@@ -169,17 +166,18 @@ fn rule_2_held(inputs: &Inputs<'_>) -> Option<Decision> {
 }
 
 fn rule_3_notified(inputs: &Inputs<'_>) -> Option<Decision> {
-    match inputs.notified? {
-        NextStep::None => nothing(Why::AlreadyNotified),
-        NextStep::At(due) if inputs.now < due => look_again(Some(due), Why::StepNotDue),
-        NextStep::At(_) => Some(Decision { action: Action::Send, why: Why::StepDue }),
+    match inputs.next_step {
+        _ if !inputs.notified => None,
+        None => nothing(Why::AlreadyNotified),
+        Some(due) if inputs.now < due => look_again(Some(due), Why::StepNotDue),
+        Some(_) => Some(Decision { action: Action::Send, why: Why::StepDue }),
     }
 }
 
 fn rule_4_covered(inputs: &Inputs<'_>) -> Option<Decision> {
     match inputs.subject {
-        Subject::Guardrail { .. } if inputs.presence.covers(inputs.offset) => {
-            look_again(inputs.presence.next_change, Why::Covered)
+        Subject::Guardrail { .. } if inputs.is_covered() && !inputs.step_is_due() => {
+            look_again(inputs.presence.next_change.into_iter().chain(inputs.next_step).min(), Why::Covered)
         }
         // A result that somebody has seen stays seen, also after they left.
         Subject::Result { .. } if inputs.presence.has_had(inputs.offset) => nothing(Why::ResultProved),
@@ -243,6 +241,9 @@ fn first_look_origin(inputs: &Inputs<'_>) -> Instant {
 }
 
 fn rule_7_send(inputs: &Inputs<'_>) -> Decision {
+    if inputs.is_covered() {
+        return Decision { action: Action::Send, why: Why::StepDue };
+    }
     let somebody = inputs.presence.watchers.iter().any(|watcher| relevant(inputs, watcher.able));
     let why = if somebody { Why::NoProofInTime } else { Why::NobodyLooks };
     Decision { action: Action::Send, why }
@@ -254,6 +255,15 @@ fn relevant(inputs: &Inputs<'_>, able: bool) -> bool {
 }
 
 impl Inputs<'_> {
+    /// Somebody who may answer the guardrail is looking and has it.
+    pub fn is_covered(&self) -> bool {
+        matches!(self.subject, Subject::Guardrail { .. }) && self.presence.covers(self.offset)
+    }
+
+    fn step_is_due(&self) -> bool {
+        self.next_step.is_some_and(|due| self.now >= due)
+    }
+
     fn presence_must_be_able(&self) -> bool {
         matches!(self.subject, Subject::Guardrail { .. })
     }

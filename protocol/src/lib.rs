@@ -3,6 +3,7 @@
 //! * [`runtime`]: what runtimes and the gateway say to each other on `/v1/runtime`.
 //! * [`subscriber`]: what subscribers and the gateway say to each other on `/v1/ws`.
 //! * [`view`]: the state that snapshots and REST answers show.
+//! * [`notice`]: what is said to people who are not looking.
 //! * [`event`]: the events in a session's log, and their positions.
 //! * [`code`]: every error and close code, and when to come back after it.
 //!
@@ -11,6 +12,7 @@
 
 pub mod code;
 pub mod event;
+pub mod notice;
 pub mod picture;
 pub mod runtime;
 pub mod subscriber;

@@ -364,6 +364,36 @@ pub struct WhyView {
     pub why: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again_in_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<WhyInputs>,
+}
+
+/// What a decision was made from, in short. Times in milliseconds from the decision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WhyInputs {
+    pub mode: ReachOutMode,
+    pub raised_ms_ago: u64,
+    /// Who counted as looking.
+    pub watching: u32,
+    /// Of them, who may answer.
+    pub able: u32,
+    /// One of these had demonstrably got the question.
+    pub covered: bool,
+    /// Everybody who is told first had a notice.
+    pub notified: bool,
+    /// For how long control or a claim still ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_for_ms: Option<u64>,
+    /// When the next step of the ladder was due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_step_in_ms: Option<u64>,
+    /// For how long the time after the gateway's start still ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_grace_for_ms: Option<u64>,
+    /// When the last watcher had left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_left_ms_ago: Option<u64>,
 }
 
 /// One message to a person, as far as it may be shown.

@@ -90,6 +90,14 @@ impl SigningKey {
         &self.0
     }
 
+    /// A key for another purpose, from which this one cannot be found.
+    pub fn derive(&self, purpose: &str) -> Zeroizing<[u8; 32]> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_ref()).expect("HMAC takes keys of every length");
+        mac.update(b"onlooker derived key 1\n");
+        mac.update(purpose.as_bytes());
+        Zeroizing::new(mac.finalize().into_bytes().into())
+    }
+
     fn mac(&self, payload: &str) -> Hmac<Sha256> {
         let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_ref()).expect("HMAC takes keys of every length");
         mac.update(CONTEXT);

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use toml::{
@@ -15,7 +16,14 @@ use super::{
     Config, ConfigError, Place, did_you_mean,
     key::{Account, KeyDigest, KeyEntry, Scope, is_name},
     settings::{Raw, SETTINGS, Setting},
+    units,
 };
+use crate::reach_out::ladder::Step;
+
+/// Names of what is written as `[[name]]` tables, in the file only.
+const TABLES: &[&str] = &["keys", "ladder"];
+/// The shortest wait before the next step of the ladder.
+const SHORTEST_STEP: Duration = Duration::from_secs(10);
 
 /// Where values come from. Later ones win: file, environment, flags.
 #[derive(Default)]
@@ -104,7 +112,7 @@ fn read_table(
     for key in table.keys() {
         let name = format!("{prefix}{}", key.get_ref());
         let is_part = known.iter().any(|known| known.strip_prefix(&name).is_some_and(|rest| rest.starts_with('.')));
-        if setting(&name).is_none() && !is_part && name != "keys" {
+        if setting(&name).is_none() && !is_part && !TABLES.contains(&name.as_str()) {
             return Err(unknown(place(key.span().start), &name, &known));
         }
     }
@@ -123,30 +131,80 @@ fn read_table(
         match value.get_ref() {
             DeValue::Table(inner) => read_table(config, &format!("{name}."), inner, place)?,
             _ if setting(&name).is_some() => {}
-            DeValue::Array(entries) if name == "keys" => config.keys = read_keys(entries, place)?,
+            DeValue::Array(entries) if name == "keys" => config.keys = read_tables(entries, "keys", place, read_key)?,
+            DeValue::Array(entries) if name == "ladder" => {
+                config.reach_out.ladder = read_tables(entries, "ladder", place, read_step)?;
+            }
             _ => return Err(wrong(place(key.span().start), &name, "must be a table, written `[name]` or `[[name]]`")),
         }
     }
     Ok(())
 }
 
-fn read_keys(entries: &[Spanned<DeValue<'_>>], place: &dyn Fn(usize) -> Place) -> Result<Vec<KeyEntry>, ConfigError> {
+type PlaceOf<'a> = &'a dyn Fn(usize) -> Place;
+
+fn read_tables<T>(
+    entries: &[Spanned<DeValue<'_>>],
+    name: &str,
+    place: PlaceOf<'_>,
+    read: fn(&DeTable<'_>, &Place, PlaceOf<'_>) -> Result<T, ConfigError>,
+) -> Result<Vec<T>, ConfigError> {
     entries
         .iter()
         .map(|entry| match entry.get_ref() {
-            DeValue::Table(table) => read_key(table, &place(entry.span().start), place),
-            _ => Err(wrong(place(entry.span().start), "keys", "must be written as `[[keys]]` tables")),
+            DeValue::Table(table) => read(table, &place(entry.span().start), place),
+            _ => Err(wrong(place(entry.span().start), name, &format!("must be written as `[[{name}]]` tables"))),
         })
         .collect()
 }
 
-fn read_key(table: &DeTable<'_>, start: &Place, place: &dyn Fn(usize) -> Place) -> Result<KeyEntry, ConfigError> {
-    const MEMBERS: &[&str] = &["id", "project", "scopes", "sha256", "pool", "account", "balance"];
-    for key in table.keys() {
-        if !MEMBERS.contains(&key.get_ref().as_ref()) {
-            return Err(unknown(place(key.span().start), key.get_ref(), MEMBERS));
-        }
+fn check_members(table: &DeTable<'_>, known: &[&str], place: PlaceOf<'_>) -> Result<(), ConfigError> {
+    match table.keys().find(|key| !known.contains(&key.get_ref().as_ref())) {
+        Some(key) => Err(unknown(place(key.span().start), key.get_ref(), known)),
+        None => Ok(()),
     }
+}
+
+/// One step of the ladder.
+fn read_step(table: &DeTable<'_>, start: &Place, place: PlaceOf<'_>) -> Result<Step, ConfigError> {
+    check_members(table, &["after", "targets", "repeat", "project"], place)?;
+    let refuse = |name: &str, problem: &str| {
+        let at = entry(table, name).map_or_else(|| start.clone(), |(key, _)| place(key.span().start));
+        wrong(at, &format!("ladder.{name}"), problem)
+    };
+    let value = |name: &str| entry(table, name).map(|(_, value)| raw(value.get_ref()));
+    let after = match value("after") {
+        Some(Raw::Text(text)) => units::time(text).map_err(|problem| refuse("after", &problem))?,
+        _ => return Err(refuse("after", "must be a time, such as \"2min\"")),
+    };
+    if after < SHORTEST_STEP {
+        return Err(refuse("after", "must be at least 10s: nobody answers faster"));
+    }
+    let targets = match value("targets") {
+        Some(Raw::List(targets)) if !targets.is_empty() => targets.into_iter().map(str::to_owned).collect(),
+        _ => {
+            return Err(refuse("targets", "must be a list, such as [\"linked\"] or [\"telegram:12345\", \"webhook\"]"));
+        }
+    };
+    let repeat = match value("repeat") {
+        None => 0,
+        Some(Raw::Integer(times)) => u32::try_from(times)
+            .ok()
+            .filter(|times| *times <= 100)
+            .ok_or_else(|| refuse("repeat", "must be 0 to 100"))?,
+        Some(_) => return Err(refuse("repeat", "must be 0 to 100")),
+    };
+    let project = match value("project") {
+        None => None,
+        Some(Raw::Text(name)) if is_name(name) => Some(name.to_owned()),
+        Some(_) => return Err(refuse("project", "must be 1 to 64 letters, digits, `_` or `-`")),
+    };
+    Ok(Step { after, targets, repeat, project })
+}
+
+fn read_key(table: &DeTable<'_>, start: &Place, place: PlaceOf<'_>) -> Result<KeyEntry, ConfigError> {
+    const MEMBERS: &[&str] = &["id", "project", "scopes", "sha256", "pool", "account", "balance"];
+    check_members(table, MEMBERS, place)?;
     let refuse = |name: &str, problem: &str| {
         let at = entry(table, name).map_or_else(|| start.clone(), |(key, _)| place(key.span().start));
         wrong(at, &format!("keys.{name}"), problem)
@@ -228,7 +286,7 @@ fn setting(name: &str) -> Option<&'static Setting> {
 }
 
 fn names() -> Vec<&'static str> {
-    SETTINGS.iter().map(|setting| setting.name).chain(["keys"]).collect()
+    SETTINGS.iter().map(|setting| setting.name).chain(TABLES.iter().copied()).collect()
 }
 
 fn wrong(place: Place, key: &str, problem: &str) -> ConfigError {

@@ -63,6 +63,13 @@ settings! {
     "allow_default_answer" kinds guardrails.allow_default_answer;
     "pools" list pools;
 
+    "telegram.token" secret telegram.token;
+    "telegram.api" api telegram.api;
+    "slack.bot_token" secret slack.bot_token;
+    "slack.signing_secret" secret slack.signing_secret;
+    "slack.app_token" secret slack.app_token;
+    "slack.api" api slack.api;
+
     "webrun.require_key" flag webrun.require_key;
     "webrun.inline_wait" time_or_zero webrun.inline_wait;
     "webrun.requests_per_minute" count webrun.requests_per_minute;
@@ -129,6 +136,27 @@ fn text<'a>(raw: &Raw<'a>) -> Result<&'a str, String> {
         Raw::Text(text) => Ok(text),
         _ => Err("must be text".to_owned()),
     }
+}
+
+fn secret(raw: &Raw<'_>) -> Result<Option<Secret>, String> {
+    let text = text(raw)?.trim();
+    if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err("must be one word without spaces".to_owned());
+    }
+    Ok((!text.is_empty()).then(|| Secret::new(text)))
+}
+
+/// An address to which paths are added.
+fn api(raw: &Raw<'_>) -> Result<Url, String> {
+    let mut url = Url::parse(text(raw)?.trim()).map_err(|_| "must be an http or https URL".to_owned())?;
+    if !matches!(url.scheme(), "http" | "https") || url.query().is_some() || url.fragment().is_some() {
+        return Err("must be an http or https URL without `?` and `#`".to_owned());
+    }
+    if !url.path().ends_with('/') {
+        let path = format!("{}/", url.path());
+        url.set_path(&path);
+    }
+    Ok(url)
 }
 
 fn count(raw: &Raw<'_>) -> Result<usize, String> {

@@ -193,6 +193,7 @@ fn the_last_sixteen_reasons_are_kept_and_none_twice_in_a_row() {
         rule: 4,
         why: text,
         again_in_ms: None,
+        inputs: None,
     };
     assert!(guardrail.decided(why("0".to_owned())));
     assert!(!guardrail.decided(why("0".to_owned())));

@@ -11,15 +11,17 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    NoticeKey, NoticeState, OutboxStats, OutboxTimes, Owners, Shared, Verdict, decoded, due,
-    record::{LONGEST_WAIT, Notice},
+    NoticeKey, NoticeState, NoticeSubject, OutboxStats, OutboxTimes, Owners, Shared, Verdict, decoded, due,
+    record::{LONGEST_WAIT, Notice, Thread},
+    record_key,
     schedule::Due,
     wall_ms,
 };
 use crate::{
     engine::{EngineError, RecordKey, Version},
     ids::{time_ordered_id, up_to},
-    notifier::{Delivery, Message},
+    notifier::{Delivery, Extras, Message, Receipt},
+    reach_out::ladder::Rung,
     sabotage::{self, Guard},
 };
 
@@ -59,8 +61,8 @@ struct Sending {
 }
 
 impl Sending {
-    fn of(notice: &Notice) -> Self {
-        Self { message: notice.message(), asks: notice.asks(), attempt: notice.current().attempts }
+    fn of(notice: &Notice, extras: Extras) -> Self {
+        Self { message: notice.message(extras), asks: notice.asks(), attempt: notice.current().attempts }
     }
 }
 
@@ -135,7 +137,7 @@ impl Attempt {
     /// The lease has not changed for its whole length: its holder died while sending, or is about to find out.
     async fn take_for_dead(&self, mut notice: Notice, version: Version) -> Result<Pass, EngineError> {
         let outcome = Delivery::Unknown { error: "whoever sent it stopped before its outcome was known".to_owned() };
-        let sending = Sending::of(&notice);
+        let sending = Sending::of(&notice, Extras::default());
         let state = notice.settle(&outcome, wall_ms(), Duration::ZERO);
         let version = self.put(version, &notice).await?;
         self.tell(&sending, &outcome, state).await;
@@ -194,13 +196,30 @@ impl Attempt {
     }
 
     async fn send(&self, notice: Notice, version: Version) -> Option<Due> {
-        let sending = Sending::of(&notice);
+        let mut sending = Sending::of(&notice, self.dress(&notice).await);
+        sending.message.thread = self.thread(&notice).await;
         let outcome = self.deliver(&notice.target, &sending.message).await;
         let (state, notice, version) = self.keep(notice, version, &sending, &outcome).await?;
         if let Some(state) = state {
             self.tell(&sending, &outcome, state).await;
         }
         due(&notice, version)
+    }
+
+    /// What only holds now, and under which message it belongs.
+    async fn dress(&self, notice: &Notice) -> Extras {
+        let key = notice.key(self.name.session);
+        let dressed = timeout(OWNER_TIMEOUT, self.owners.dress(&key, &notice.opened.id)).await;
+        dressed.unwrap_or_default()
+    }
+
+    /// A message that is not there, or cannot be found now, is no reason to wait.
+    async fn thread(&self, notice: &Notice) -> Option<Receipt> {
+        let Thread { guardrail, revision } = notice.thread.clone()?;
+        let subject = NoticeSubject::Guardrail { id: guardrail, revision };
+        let key = NoticeKey { subject, rung: Rung::default(), ..notice.key(self.name.session) };
+        let (_, above) = self.shared.read(&record_key(&key)).await.ok()??;
+        above.opened.receipt
     }
 
     async fn deliver(&self, target: &str, message: &Message) -> Delivery {
@@ -236,7 +255,9 @@ impl Attempt {
         loop {
             if notice.is_leased_by(&self.token) {
                 state = Some(notice.settle(outcome, wall_ms(), retry));
-            } else if *outcome == Delivery::Confirmed && notice.confirm_late(&sending.message.id) {
+            } else if let Some(receipt) = confirmed(outcome)
+                && notice.confirm_late(&sending.message.id, receipt)
+            {
                 state = Some(NoticeState::Confirmed);
             } else {
                 // Nothing left to write: either an earlier try of this loop has, or the lease was lost.
@@ -274,8 +295,10 @@ impl Attempt {
     async fn tell(&self, sending: &Sending, outcome: &Delivery, state: NoticeState) {
         self.count(sending.asks, outcome, state);
         let error = match outcome {
-            Delivery::Confirmed => None,
-            Delivery::Refused { error, .. } | Delivery::Unknown { error } => Some(error.as_str()),
+            Delivery::Confirmed | Delivery::Shown(_) => None,
+            Delivery::Refused { error, .. } | Delivery::Rejected { error } | Delivery::Unknown { error } => {
+                Some(error.as_str())
+            }
         };
         let key = self.key.as_ref();
         tracing::info!(
@@ -296,9 +319,9 @@ impl Attempt {
     fn count(&self, asks: bool, outcome: &Delivery, state: NoticeState) {
         let stats = &self.shared.stats;
         OutboxStats::add(match outcome {
-            Delivery::Confirmed if asks => &stats.confirmed,
-            Delivery::Confirmed => &stats.updates,
-            Delivery::Refused { .. } => &stats.refused,
+            Delivery::Confirmed | Delivery::Shown(_) if asks => &stats.confirmed,
+            Delivery::Confirmed | Delivery::Shown(_) => &stats.updates,
+            Delivery::Refused { .. } | Delivery::Rejected { .. } => &stats.refused,
             Delivery::Unknown { .. } => &stats.unknown,
         });
         match state {
@@ -315,6 +338,15 @@ impl Attempt {
     }
 }
 
+/// Whether it has arrived, and where.
+fn confirmed(outcome: &Delivery) -> Option<Option<&Receipt>> {
+    match outcome {
+        Delivery::Confirmed => Some(None),
+        Delivery::Shown(receipt) => Some(Some(receipt)),
+        _ => None,
+    }
+}
+
 /// Exponential with full jitter, and not before the other end's own wish.
 pub(super) fn wait_after(times: &OutboxTimes, attempts: u32, outcome: &Delivery) -> Duration {
     let doublings = attempts.saturating_sub(1).min(16);
@@ -322,6 +354,7 @@ pub(super) fn wait_after(times: &OutboxTimes, attempts: u32, outcome: &Delivery)
     let wish = match outcome {
         // Spread, so that what was refused together does not come back together.
         Delivery::Refused { retry_after: Some(wish), .. } => wish.saturating_add(up_to(times.retry_first)),
+        Delivery::Rejected { .. } => times.retry_longest,
         _ => Duration::ZERO,
     };
     up_to(bound).max(wish).min(LONGEST_WAIT)

@@ -26,12 +26,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{NoticeKey, NoticeState, NoticeSubject};
 use crate::{
     ids::{SessionId, time_ordered_id},
-    notifier::{self, Message},
+    notifier::{self, Extras, Message, Receipt, split_target},
+    reach_out::ladder::Rung,
 };
 
 /// The type of an update that says that the question is put again, under another revision.
@@ -48,6 +49,11 @@ pub(super) struct Notice {
     subject: Subject,
     pub(super) target: String,
     step: u32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    round: u32,
+    /// The question under whose message a result belongs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) thread: Option<Thread>,
     pub(super) opened: Delivery,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) update: Option<Delivery>,
@@ -58,6 +64,17 @@ pub(super) struct Notice {
 enum Subject {
     Guardrail { id: String, revision: u32 },
     Result { task: String },
+}
+
+/// A guardrail whose message at the same target another one belongs under.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thread {
+    pub guardrail: String,
+    pub revision: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,6 +89,9 @@ pub(super) struct Delivery {
     pub(super) attempts: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
+    /// Where its message lies, once it is there and can be changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) receipt: Option<Receipt>,
     /// When it was first written, in wall time.
     pub(super) at_ms: u64,
 }
@@ -89,6 +109,9 @@ enum Stage {
     Confirmed,
     Failed {
         not_before_ms: u64,
+        /// The other end takes nothing until somebody changes something there.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        rejected: bool,
     },
     GivenUp,
     Dropped,
@@ -106,7 +129,7 @@ impl Delivery {
     fn new(mut body: Map<String, Value>, now_ms: u64) -> Self {
         body.retain(|_, value| !value.is_null());
         let id = time_ordered_id();
-        Self { id, body, stage: Stage::Queued, repetition: 0, attempts: 0, error: None, at_ms: now_ms }
+        Self { id, body, stage: Stage::Queued, repetition: 0, attempts: 0, error: None, receipt: None, at_ms: now_ms }
     }
 
     pub(super) fn state(&self) -> NoticeState {
@@ -114,7 +137,8 @@ impl Delivery {
             Stage::Queued => NoticeState::Queued,
             Stage::Leased { .. } => NoticeState::Leased,
             Stage::Confirmed => NoticeState::Confirmed,
-            Stage::Failed { .. } => NoticeState::Failed,
+            Stage::Failed { rejected: false, .. } => NoticeState::Failed,
+            Stage::Failed { rejected: true, .. } => NoticeState::Rejected,
             Stage::GivenUp => NoticeState::GivenUp,
             Stage::Dropped => NoticeState::Dropped,
         }
@@ -137,22 +161,29 @@ impl Delivery {
         match self.stage {
             Stage::Queued => Some(Duration::ZERO),
             Stage::Leased { length_ms, .. } => Some(Duration::from_millis(length_ms)),
-            Stage::Failed { not_before_ms } => {
+            Stage::Failed { not_before_ms, .. } => {
                 Some(Duration::from_millis(not_before_ms.saturating_sub(now_ms)).min(LONGEST_WAIT))
             }
             Stage::Confirmed | Stage::GivenUp | Stage::Dropped => None,
         }
     }
 
-    fn message(&self) -> Message {
+    fn message(&self, extras: Extras) -> Message {
         let mut body = self.body.clone();
         body.insert("id".to_owned(), Value::from(self.id.as_str()));
         let repeat = self.repetition > 0;
         if repeat {
             body.insert("repeat".to_owned(), Value::from(true));
         }
+        body.extend(extras.view.iter().map(|view| ("view".to_owned(), Value::from(view.as_str()))));
+        body.extend(
+            extras
+                .form
+                .iter()
+                .map(|form| ("form".to_owned(), json!({ "url": form.url, "expiresAt": form.expires_at }))),
+        );
         let body = Bytes::from(serde_json::to_vec(&body).expect("JSON has a text"));
-        Message { id: self.id.clone(), body, repeat }
+        Message { id: self.id.clone(), body, repeat, extras, ..Message::default() }
     }
 }
 
@@ -164,7 +195,18 @@ impl Notice {
         };
         let opened = Delivery::new(body, now_ms);
         let target = key.target.clone();
-        Self { v: VERSION, project: project.to_owned(), subject, target, step: key.step, opened, update: None }
+        let Rung { step, round } = key.rung;
+        Self {
+            v: VERSION,
+            project: project.to_owned(),
+            subject,
+            target,
+            step,
+            round,
+            thread: None,
+            opened,
+            update: None,
+        }
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
@@ -188,7 +230,7 @@ impl Notice {
             Subject::Guardrail { id, revision } => NoticeSubject::Guardrail { id: id.clone(), revision: *revision },
             Subject::Result { task } => NoticeSubject::Result { task: task.clone() },
         };
-        NoticeKey { session, subject, target: self.target.clone(), step: self.step }
+        NoticeKey { session, subject, target: self.target.clone(), rung: Rung { step: self.step, round: self.round } }
     }
 
     /// The delivery that is to be worked on: the update only after the opened one is over.
@@ -209,8 +251,11 @@ impl Notice {
         self.current().due_in(now_ms)
     }
 
-    pub(super) fn message(&self) -> Message {
-        self.current().message()
+    /// What is to be sent now. Its thread is not looked up here.
+    pub(super) fn message(&self, extras: Extras) -> Message {
+        let address = split_target(&self.target).1.to_owned();
+        let card = self.opened.receipt.clone().filter(|_| !self.asks());
+        Message { address, card, ..self.current().message(extras) }
     }
 
     pub(super) fn is_leased_by(&self, token: &str) -> bool {
@@ -253,11 +298,23 @@ impl Notice {
         let delivery = self.current_mut();
         let (stage, error, state) = match outcome {
             notifier::Delivery::Confirmed => (Stage::Confirmed, None, NoticeState::Confirmed),
-            notifier::Delivery::Refused { error, .. } if closed => (Stage::Dropped, Some(error), NoticeState::Dropped),
-            notifier::Delivery::Refused { error, .. } => {
-                let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-                (Stage::Failed { not_before_ms: now_ms.saturating_add(wait_ms) }, Some(error), NoticeState::Failed)
+            notifier::Delivery::Shown(receipt) => {
+                delivery.receipt = Some(receipt.clone());
+                (Stage::Confirmed, None, NoticeState::Confirmed)
             }
+            notifier::Delivery::Refused { error, .. } | notifier::Delivery::Rejected { error } if closed => {
+                (Stage::Dropped, Some(error), NoticeState::Dropped)
+            }
+            notifier::Delivery::Refused { error, .. } => (
+                Stage::Failed { not_before_ms: later(now_ms, wait), rejected: false },
+                Some(error),
+                NoticeState::Failed,
+            ),
+            notifier::Delivery::Rejected { error } => (
+                Stage::Failed { not_before_ms: later(now_ms, wait), rejected: true },
+                Some(error),
+                NoticeState::Rejected,
+            ),
             // A closed question is not asked again, also not as a repeat.
             notifier::Delivery::Unknown { error } if closed || delivery.repetition > 0 => {
                 (Stage::GivenUp, Some(error), NoticeState::GivenUp)
@@ -276,12 +333,13 @@ impl Notice {
     }
 
     /// Success was reported under a lease that had been taken for dead. `false`: it was known already.
-    pub(super) fn confirm_late(&mut self, delivery_id: &str) -> bool {
+    pub(super) fn confirm_late(&mut self, delivery_id: &str, receipt: Option<&Receipt>) -> bool {
         let sent = [Some(&mut self.opened), self.update.as_mut()].into_iter().flatten().find(|d| d.id == delivery_id);
         match sent {
             Some(delivery) if delivery.stage != Stage::Confirmed => {
                 delivery.stage = Stage::Confirmed;
                 delivery.error = None;
+                delivery.receipt = receipt.cloned();
                 true
             }
             _ => false,
@@ -312,12 +370,20 @@ impl Notice {
     }
 }
 
+fn later(now_ms: u64, wait: Duration) -> u64 {
+    now_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// The name of a notice's record in its session: the parts of the key, so that a race has one winner.
 pub(super) fn name(key: &NoticeKey) -> String {
     let target = escaped(&key.target);
+    let step = match key.rung {
+        Rung { step, round: 0 } => step.to_string(),
+        Rung { step, round } => format!("{step}-{round}"),
+    };
     match &key.subject {
-        NoticeSubject::Guardrail { id, revision } => format!("g.{}.{revision}.{}.{target}", escaped(id), key.step),
-        NoticeSubject::Result { task } => format!("r.{}.{}.{target}", escaped(task), key.step),
+        NoticeSubject::Guardrail { id, revision } => format!("g.{}.{revision}.{step}.{target}", escaped(id)),
+        NoticeSubject::Result { task } => format!("r.{}.{step}.{target}", escaped(task)),
     }
 }
 
@@ -343,7 +409,7 @@ mod tests {
 
     fn key(id: &str, target: &str) -> NoticeKey {
         let subject = NoticeSubject::Guardrail { id: id.to_owned(), revision: 1 };
-        NoticeKey { session: SessionId::random(), subject, target: target.to_owned(), step: 0 }
+        NoticeKey { session: SessionId::random(), subject, target: target.to_owned(), rung: Rung::default() }
     }
 
     fn notice() -> Notice {
@@ -386,10 +452,10 @@ mod tests {
     fn null_members_are_left_out_and_only_the_repeat_says_so() {
         let mut notice = leased();
         let id = notice.opened.id.clone();
-        let body: Value = serde_json::from_slice(&notice.message().body).unwrap();
+        let body: Value = serde_json::from_slice(&notice.message(Extras::default()).body).unwrap();
         assert_eq!(body, serde_json::json!({"type": "guardrail.opened", "id": id}));
         assert_eq!(notice.settle(&unknown(), 0, SECOND), NoticeState::Unknown);
-        let repeat = notice.message();
+        let repeat = notice.message(Extras::default());
         let body: Value = serde_json::from_slice(&repeat.body).unwrap();
         assert_eq!(body, serde_json::json!({"type": "guardrail.opened", "id": id, "repeat": true}));
         assert_eq!((repeat.repeat, repeat.id), (true, id));
@@ -454,8 +520,8 @@ mod tests {
         let mut notice = leased();
         let id = notice.opened.id.clone();
         notice.settle(&unknown(), 0, SECOND);
-        assert!(notice.confirm_late(&id));
+        assert!(notice.confirm_late(&id, None));
         assert_eq!(notice.due_in(0), None);
-        assert!(!notice.confirm_late(&id));
+        assert!(!notice.confirm_late(&id, None));
     }
 }

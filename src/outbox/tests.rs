@@ -131,7 +131,7 @@ impl Running {
 
 fn key(target: &str) -> NoticeKey {
     let subject = NoticeSubject::Guardrail { id: "g1".to_owned(), revision: 1 };
-    NoticeKey { session: "s".repeat(20).parse().unwrap(), subject, target: target.to_owned(), step: 0 }
+    NoticeKey { session: "s".repeat(20).parse().unwrap(), subject, target: target.to_owned(), rung: Rung::default() }
 }
 
 fn body(kind: &str) -> Map<String, Value> {
@@ -139,7 +139,7 @@ fn body(kind: &str) -> Map<String, Value> {
 }
 
 fn draft(target: &str) -> Draft {
-    Draft { key: key(target), project: "p".into(), body: body("guardrail.opened") }
+    Draft { key: key(target), project: "p".into(), body: body("guardrail.opened"), thread: None }
 }
 
 fn kind(message: &Message) -> String {
@@ -329,7 +329,7 @@ async fn a_target_that_hangs_does_not_hold_up_another() {
     let engine: Arc<dyn Engine> = Arc::new(memory());
     let running = Running::start(&engine, &[("slow", &slow), ("quick", &quick)], &Owner::new(Verdict::Send));
     for step in 0..30 {
-        let key = NoticeKey { step, ..key("slow") };
+        let key = NoticeKey { rung: Rung { step, round: 0 }, ..key("slow") };
         running.outbox.queue(Draft { key, ..draft("slow") }).await.unwrap();
     }
     slow.seen_times(PER_TARGET).await;

@@ -30,7 +30,8 @@ fn inputs<'a>(now: i64, subject: Subject, presence: &'a Presence) -> Inputs<'a> 
         raised_at: origin(),
         offset: OFFSET,
         held_until: None,
-        notified: None,
+        notified: false,
+        next_step: None,
         presence,
         start_grace_until: at(-500_000),
         windows: WINDOWS,
@@ -101,7 +102,7 @@ fn rule_2_holds_until_control_or_a_claim_ends_and_no_longer() {
         assert_decides(&held(2_999), look(3_000), Why::Held);
         assert_decides(&held(3_000), Action::Send, Why::NobodyLooks);
         assert_decides(&held(3_001), Action::Send, Why::NobodyLooks);
-        let notified = Inputs { notified: Some(NextStep::None), ..held(2_999) };
+        let notified = Inputs { notified: true, ..held(2_999) };
         assert_decides(&notified, look(3_000), Why::Held);
     }
 }
@@ -110,9 +111,9 @@ fn rule_2_holds_until_control_or_a_claim_ends_and_no_longer() {
 fn rule_3_says_nothing_twice_and_takes_the_next_step_when_it_is_due() {
     let covering = present(&[watcher(true, Some(OFFSET))]);
     for presence in [&Presence::default(), &covering] {
-        let notified = |now, step| Inputs { notified: Some(step), ..inputs(now, GUARDRAIL, presence) };
-        assert_decides(&notified(0, NextStep::None), Action::Nothing, Why::AlreadyNotified);
-        let step = NextStep::At(at(60_000));
+        let notified = |now, next_step| Inputs { notified: true, next_step, ..inputs(now, GUARDRAIL, presence) };
+        assert_decides(&notified(0, None), Action::Nothing, Why::AlreadyNotified);
+        let step = Some(at(60_000));
         assert_decides(&notified(59_999, step), look(60_000), Why::StepNotDue);
         assert_decides(&notified(60_000, step), Action::Send, Why::StepDue);
         assert_decides(&notified(60_001, step), Action::Send, Why::StepDue);
@@ -302,11 +303,12 @@ proptest! {
     ) {
         // Who is present says of itself when it changes: always after now.
         let presence = Presence { next_change: change.map(|change| at(now + change)), ..presence };
-        let notified = step.map(|step| step.map_or(NextStep::None, |due| NextStep::At(at(due))));
+        let next_step = step.flatten().map(at);
         let inputs = Inputs {
             mode,
             held_until: held.map(at),
-            notified,
+            notified: step.is_some(),
+            next_step,
             start_grace_until: at(start),
             ..inputs(now, subject, &presence)
         };

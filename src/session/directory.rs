@@ -11,9 +11,10 @@ use futures::future::BoxFuture;
 use onlooker_protocol::{
     code::{Code, Refusal},
     event::kind,
-    view::{SessionStatus, SessionView},
+    view::{GuardrailState, SessionStatus, SessionView},
 };
 use serde_json::json;
+use time::OffsetDateTime;
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     time::Instant,
@@ -32,16 +33,23 @@ use super::{
 };
 use crate::{
     board::Boards,
+    chat::marks::MarkKey,
     clock,
     control::{ControlTimes, Holder, HolderKey},
     engine::{Engine, Head},
+    forms::Forms,
     guardrail::{Actor, GuardrailRules},
     hub::Side,
     ids::{self, Project, SessionId},
     images::{ImageBounds, Images},
+    links::Links,
     metrics::Metrics,
-    outbox::{NoticeKey, NoticeState, Outbox, Owners, Verdict},
-    reach_out::Windows,
+    notifier::Extras,
+    outbox::{NoticeKey, NoticeState, NoticeSubject, Outbox, Owners, Verdict},
+    reach_out::{
+        Windows,
+        ladder::{Ladder, Step},
+    },
     runtime_link::{Link, Runtimes},
     task_webhook::{self, Due, Post, TaskWebhooks},
     watch::{Watch, WatchTimes},
@@ -68,16 +76,50 @@ pub struct SessionLimits {
     pub queued_tasks: usize,
 }
 
-/// Whom to tell: the seam for linked chats. Today the gateway's own webhook, if there is one.
-#[derive(Clone, Debug, Default)]
+/// Whom to tell.
 pub struct Targets {
+    pub links: Arc<Links>,
+    /// The gateway's own webhook, if there is one.
     pub fallback: Option<String>,
+    /// The steps of every project's ladder.
+    pub ladder: Vec<Step>,
+    /// The names of the chats that are configured.
+    pub chats: Vec<&'static str>,
 }
 
 impl Targets {
-    /// The first that exists of: what is linked to the project and environment, the project's default, the gateway's.
-    pub fn of(&self, _project: &Project, _environment: Option<&str>) -> Vec<String> {
-        self.fallback.iter().cloned().collect()
+    /// Whom to tell first: of these groups the first one, and the next where nobody in it can be reached. Chats linked
+    /// to the project and environment, the project's default, the gateway's own.
+    pub fn tiers(&self, project: &Project, environment: Option<&str>) -> Vec<Vec<String>> {
+        let linked = self.links.targets(project, environment).into_iter();
+        let own = self.fallback.iter().cloned().collect();
+        linked.chain([own]).filter(|tier| !tier.is_empty()).collect()
+    }
+
+    /// A step's targets. `linked` stands for the chats that are told first, `default` for the project's default, and
+    /// `webhook` for the gateway's own.
+    pub fn expand(&self, named: &[String], project: &Project, environment: Option<&str>) -> Vec<String> {
+        let mut targets = Vec::new();
+        for name in named {
+            match name.as_str() {
+                "linked" => targets.extend(self.tiers(project, environment).into_iter().next().unwrap_or_default()),
+                "default" => targets.extend(self.links.targets(project, None)[1].iter().cloned()),
+                "webhook" => targets.extend(self.fallback.iter().cloned()),
+                other => targets.push(other.to_owned()),
+            }
+        }
+        targets.sort();
+        targets.dedup();
+        targets
+    }
+
+    /// The project's ladder; `None` where it has no step.
+    pub fn ladder(&self, project: &Project) -> Option<Ladder> {
+        (!self.ladder.is_empty()).then(|| Ladder::of(&self.ladder, project))
+    }
+
+    pub fn is_chat(&self, channel: &str) -> bool {
+        self.chats.contains(&channel)
     }
 }
 
@@ -123,6 +165,8 @@ pub struct Services {
     pub outbox: Outbox,
     pub webhooks: TaskWebhooks,
     pub targets: Targets,
+    pub forms: Forms,
+    pub marks: MarkKey,
     pub unreached: Unreached,
     pub metrics: Arc<Metrics>,
     pub guardrails: GuardrailRules,
@@ -411,6 +455,28 @@ impl Owners for Directory {
             match self.get_any(key.session) {
                 Some(session) => session.recheck(key.clone()).await,
                 None => Verdict::Drop,
+            }
+        })
+    }
+
+    fn dress<'a>(&'a self, key: &'a NoticeKey, id: &'a str) -> BoxFuture<'a, Extras> {
+        Box::pin(async move {
+            let services = self.services();
+            let Some(session) = self.get_any(key.session) else { return Extras::default() };
+            let view = services.forms.view(key.session.as_str());
+            let NoticeSubject::Guardrail { id: guardrail, revision } = &key.subject else {
+                return Extras { view, ..Extras::default() };
+            };
+            let Ok(guardrail) = session.guardrail(guardrail.clone()).await else { return Extras::default() };
+            if guardrail.state != GuardrailState::Open || guardrail.revision != *revision {
+                return Extras::default();
+            }
+            let has_fields = !guardrail.fields.is_empty();
+            Extras {
+                view,
+                form: has_fields.then(|| services.forms.link(id, OffsetDateTime::now_utc())).flatten(),
+                marks: services.marks.marks(id),
+                picture: None,
             }
         })
     }

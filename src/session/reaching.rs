@@ -1,17 +1,23 @@
 //! Feeds reach-out: gives the decision fresh inputs whenever something changed or is due, and acts on it.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
-use onlooker_protocol::view::{GuardrailState, GuardrailView, ReachOutMode, Resolution, TaskStatus, WhyView};
+use onlooker_protocol::view::{
+    GuardrailState, GuardrailView, ReachOutMode, Resolution, TaskStatus, WhyInputs, WhyView,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::owner::Owner;
 use crate::{
     clock,
-    outbox::{Draft as NoticeDraft, NoticeKey, NoticeState, NoticeSubject, Verdict},
-    reach_out::{self, Action, Decision, Inputs, NextStep, Subject, Why},
+    outbox::{Draft as NoticeDraft, NoticeKey, NoticeState, NoticeSubject, Queued, Thread, Verdict},
+    reach_out::{
+        self, Action, Decision, Inputs, Subject, Why,
+        ladder::{Ladder, Rung},
+    },
     watch::Presence,
 };
 
@@ -21,18 +27,61 @@ const RESULTS: usize = 32;
 /// What is under way for this session's guardrails and results.
 #[derive(Default)]
 pub(super) struct Reaching {
-    notices: HashMap<NoticeSubject, Progress>,
+    told: HashMap<NoticeSubject, Told>,
     results: Vec<ResultDue>,
     next_look: Option<Instant>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Progress {
-    /// In the outbox, on its way.
-    Queued,
-    Confirmed,
-    /// No target is left: the guardrail counts as unreached.
-    GivenUp,
+/// Who has a notice of one question or result, and how far the ladder was climbed for it.
+#[derive(Default)]
+struct Told {
+    notices: HashMap<(String, Rung), NoticeState>,
+    /// When the first notice was written.
+    first_at: Option<Instant>,
+    /// The highest rung, with the time at which it was reached.
+    reached: Option<(Rung, Instant)>,
+    /// The process ended on that rung, perhaps before everybody on it had a notice.
+    unfinished: bool,
+}
+
+impl Told {
+    fn wrote(&mut self, target: &str, rung: Rung, state: NoticeState, at: Instant) {
+        self.notices.insert((target.to_owned(), rung), state);
+        if rung == Rung::default() {
+            self.first_at = Some(self.first_at.map_or(at, |first| first.min(at)));
+        }
+    }
+
+    fn is_confirmed(&self) -> bool {
+        self.notices.values().any(|state| *state == NoticeState::Confirmed)
+    }
+
+    fn first(&self, target: &str) -> Option<NoticeState> {
+        self.notices.get(&(target.to_owned(), Rung::default())).copied()
+    }
+
+    /// Whom to tell first and who has no notice yet: of the tier that was told, and of the next one once nobody in it
+    /// can be reached.
+    fn missing(&self, tiers: &[Vec<String>]) -> Vec<String> {
+        let is_alive = |target: &String| self.first(target).is_some_and(|state| !is_dead(state));
+        let told = tiers.iter().find(|tier| tier.iter().any(is_alive));
+        let left = || tiers.iter().find(|tier| tier.iter().any(|target| self.first(target).is_none()));
+        let tier = told.or_else(left).map(Vec::as_slice).unwrap_or_default();
+        tier.iter().filter(|target| self.first(target).is_none()).cloned().collect()
+    }
+
+    fn next_rung(&self, ladder: &Ladder, raised_at: Instant) -> Option<(Rung, Instant)> {
+        match self.reached {
+            Some(reached) if self.unfinished => Some(reached),
+            Some((rung, at)) => ladder.above(rung, at),
+            None => ladder.above(Rung::default(), self.first_at.unwrap_or(raised_at)),
+        }
+    }
+}
+
+/// Whether nobody should wait for it any more.
+fn is_dead(state: NoticeState) -> bool {
+    matches!(state, NoticeState::GivenUp | NoticeState::Rejected)
 }
 
 struct ResultDue {
@@ -66,18 +115,22 @@ impl Reaching {
     }
 
     /// What the outbox has. A notice that was dropped before anybody had it may be asked for again.
-    pub(super) fn restore_notices(&mut self, states: Vec<(NoticeSubject, NoticeState)>) {
-        for (subject, state) in states {
-            let progress = match state {
-                NoticeState::Confirmed => Progress::Confirmed,
-                NoticeState::GivenUp => Progress::GivenUp,
-                NoticeState::Dropped => continue,
-                _ => Progress::Queued,
-            };
-            if let (Progress::Confirmed, NoticeSubject::Result { task }) = (progress, &subject) {
+    pub(super) fn restore_notices(&mut self, states: Vec<(NoticeKey, NoticeState, u64)>) {
+        let (now, wall) = (Instant::now(), clock::milliseconds(OffsetDateTime::now_utc()));
+        for (key, state, at_ms) in states {
+            if state == NoticeState::Dropped {
+                continue;
+            }
+            if let (NoticeState::Confirmed, NoticeSubject::Result { task }) = (state, &key.subject) {
                 self.results.retain(|result| result.task != *task);
             }
-            self.notices.insert(subject, progress);
+            let at = now.checked_sub(Duration::from_millis(wall.saturating_sub(at_ms))).unwrap_or(now);
+            let told = self.told.entry(key.subject).or_default();
+            told.wrote(&key.target, key.rung, state, at);
+            if key.rung > told.reached.map(|(rung, _)| rung).unwrap_or_default() {
+                told.reached = Some((key.rung, at));
+                told.unfinished = true;
+            }
         }
     }
 
@@ -107,29 +160,74 @@ impl Owner {
 
     async fn reach_out_for_guardrail(&mut self, id: &str, revision: u32, presence: &Presence, now: Instant) {
         let subject = NoticeSubject::Guardrail { id: id.to_owned(), revision };
-        let progress = self.reaching.notices.get(&subject).copied();
-        let Some(inputs) = self.guardrail_inputs(id, progress.map(|_| NextStep::None), presence, now) else { return };
+        let Some(raised_at) = self.book.get(id).map(|guardrail| guardrail.raised_at) else { return };
+        let missing = self.missing(&subject);
+        let rung = self.next_rung(&subject, raised_at);
+        let notified = missing.is_empty() && self.reaching.told.contains_key(&subject);
+        let Some(inputs) = self.guardrail_inputs(id, (notified, rung.map(|(_, due)| due)), presence, now) else {
+            return;
+        };
         let decision = reach_out::decide(&inputs);
-        let covered = presence.covers(inputs.offset);
+        let inputs = self.why_inputs(&inputs);
         let mut why = decision.why.sentence();
-        if decision.action == Action::Send {
-            let targets = self.services.targets.of(&self.session.project, self.asked.environment_id.as_deref());
-            if targets.is_empty() {
-                why = NO_TARGET;
+        match (decision.action, decision.why, rung) {
+            (Action::Send, Why::StepDue, Some((rung, _))) => self.climb(id, &subject, rung, now).await,
+            (Action::Send, ..) if missing.is_empty() => why = NO_TARGET,
+            (Action::Send, ..) => {
+                self.notify_of_guardrail(id, &subject, (&missing, Rung::default()), decision.why, now).await;
             }
-            self.notify_of_guardrail(id, &subject, &targets, decision.why, now).await;
+            (Action::LookAgain(at), ..) => self.reaching.look_at(at),
+            (Action::Nothing, Why::AlreadyNotified, _) if self.nobody_is_left(&subject) => why = NOBODY_LEFT,
+            (Action::Nothing, ..) => {}
         }
-        if let Action::LookAgain(at) = decision.action {
-            self.reaching.look_at(at);
+        self.count_unreached(id, &subject, inputs.covered);
+        self.keep_why(id, (decision, why, inputs), now).await;
+    }
+
+    /// Whom to tell first and who has no notice yet.
+    fn missing(&self, subject: &NoticeSubject) -> Vec<String> {
+        let tiers = self.services.targets.tiers(&self.session.project, self.asked.environment_id.as_deref());
+        match self.reaching.told.get(subject) {
+            Some(told) => told.missing(&tiers),
+            None => tiers.into_iter().next().unwrap_or_default(),
         }
-        self.count_unreached(id, &subject, covered);
-        self.keep_why(id, decision, why, now).await;
+    }
+
+    fn next_rung(&self, subject: &NoticeSubject, raised_at: Instant) -> Option<(Rung, Instant)> {
+        let ladder = self.services.targets.ladder(&self.session.project)?;
+        match self.reaching.told.get(subject) {
+            Some(told) => told.next_rung(&ladder, raised_at),
+            None => Told::default().next_rung(&ladder, raised_at),
+        }
+    }
+
+    /// Everybody who could be told refused for good, or may have been told twice for nothing.
+    fn nobody_is_left(&self, subject: &NoticeSubject) -> bool {
+        self.reaching.told.get(subject).is_some_and(|told| told.notices.values().all(|state| is_dead(*state)))
+    }
+
+    /// Tells those on the next rung of the ladder.
+    async fn climb(&mut self, id: &str, subject: &NoticeSubject, rung: Rung, now: Instant) {
+        let Some(ladder) = self.services.targets.ladder(&self.session.project) else { return };
+        let Some(step) = ladder.step(rung) else { return };
+        let environment = self.asked.environment_id.as_deref();
+        let targets = self.services.targets.expand(&step.targets, &self.session.project, environment);
+        if !self.notify_of_guardrail(id, subject, (&targets, rung), Why::StepDue, now).await {
+            return;
+        }
+        let told = self.reaching.told.entry(subject.clone()).or_default();
+        told.unfinished = false;
+        if told.reached.is_none_or(|(reached, _)| reached < rung) {
+            told.reached = Some((rung, now));
+        }
+        let next = told.next_rung(&ladder, now).map(|(_, due)| due);
+        self.reaching.look_at(next);
     }
 
     fn guardrail_inputs<'a>(
         &self,
         id: &str,
-        notified: Option<NextStep>,
+        (notified, next_step): (bool, Option<Instant>),
         presence: &'a Presence,
         now: Instant,
     ) -> Option<Inputs<'a>> {
@@ -142,6 +240,7 @@ impl Owner {
             offset: guardrail.view.position.offset,
             held_until: guardrail.claimed_until().into_iter().chain(self.wheel.until()).max(),
             notified,
+            next_step,
             presence,
             start_grace_until: self.services.start_grace_until,
             windows: self.services.windows,
@@ -152,35 +251,50 @@ impl Owner {
         &mut self,
         id: &str,
         subject: &NoticeSubject,
-        targets: &[String],
+        (targets, rung): (&[String], Rung),
         why: Why,
         now: Instant,
-    ) {
-        let Some(view) = self.book.get(id).map(|guardrail| guardrail.shown()) else { return };
-        let body = self.opened_body(&view, why);
-        self.queue(subject, targets, &body, now).await;
+    ) -> bool {
+        let Some(view) = self.book.get(id).map(|guardrail| guardrail.shown()) else { return false };
+        let body = self.opened_body(&view, rung, why);
+        self.queue(subject, (targets, rung), (&body, None), now).await
     }
 
-    async fn queue(&mut self, subject: &NoticeSubject, targets: &[String], body: &Map<String, Value>, now: Instant) {
+    /// Writes a notice for each target. `false`: not for all of them, and tried again soon.
+    async fn queue(
+        &mut self,
+        subject: &NoticeSubject,
+        (targets, rung): (&[String], Rung),
+        (body, thread): (&Map<String, Value>, Option<&Thread>),
+        now: Instant,
+    ) -> bool {
+        let mut all = true;
         for target in targets {
-            let key = NoticeKey { session: self.session.id, subject: subject.clone(), target: target.clone(), step: 0 };
+            let key = NoticeKey { session: self.session.id, subject: subject.clone(), target: target.clone(), rung };
             let project = std::sync::Arc::clone(&self.session.project);
-            match self.services.outbox.queue(NoticeDraft { key, project, body: body.clone() }).await {
-                Ok(_) => {
-                    self.reaching.notices.entry(subject.clone()).or_insert(Progress::Queued);
+            let draft = NoticeDraft { key, project, body: body.clone(), thread: thread.cloned() };
+            match self.services.outbox.queue(draft).await {
+                Ok(queued) => {
+                    let state = match queued {
+                        Queued::New => NoticeState::Queued,
+                        Queued::AlreadyThere(state) => state,
+                    };
+                    self.reaching.told.entry(subject.clone()).or_default().wrote(target, rung, state, now);
                 }
                 Err(error) => {
                     tracing::warn!(session.id = ?self.id(), %error, "a notice could not be queued; trying again");
-                    self.reaching.look_at(Some(now + std::time::Duration::from_secs(1)));
+                    self.reaching.look_at(Some(now + Duration::from_secs(1)));
+                    all = false;
                 }
             }
         }
+        all
     }
 
     /// Open, the mode reaches out, and neither covered, held, nor notified.
     fn count_unreached(&self, id: &str, subject: &NoticeSubject, covered: bool) {
         let Some(guardrail) = self.book.get(id) else { return };
-        let confirmed = self.reaching.notices.get(subject) == Some(&Progress::Confirmed);
+        let confirmed = self.reaching.told.get(subject).is_some_and(Told::is_confirmed);
         let held = guardrail.claimed_until().is_some() || self.wheel.lease().is_some();
         let reaches_out = self.asked.reach_out_mode != ReachOutMode::Off;
         let open = guardrail.view.state == GuardrailState::Open;
@@ -188,7 +302,26 @@ impl Owner {
         self.services.unreached.set(self.session.id, id, unreached.then_some(guardrail.raised_at));
     }
 
-    async fn keep_why(&mut self, id: &str, decision: Decision, why: &str, now: Instant) {
+    /// What the decision was made from, in short.
+    fn why_inputs(&self, inputs: &Inputs<'_>) -> WhyInputs {
+        let counts = self.session.watch.counts(inputs.now);
+        let ahead = |at: Option<Instant>| at.filter(|at| *at > inputs.now).map(|at| millis(at - inputs.now));
+        let last = inputs.presence.departures.iter().max_by_key(|departure| departure.at);
+        WhyInputs {
+            mode: inputs.mode,
+            raised_ms_ago: millis(inputs.now.saturating_duration_since(inputs.raised_at)),
+            watching: counts.watching,
+            able: counts.able,
+            covered: inputs.is_covered(),
+            notified: inputs.notified,
+            held_for_ms: ahead(inputs.held_until),
+            next_step_in_ms: ahead(inputs.next_step),
+            start_grace_for_ms: ahead(Some(inputs.start_grace_until)),
+            last_left_ms_ago: last.map(|left| millis(inputs.now.saturating_duration_since(left.at))),
+        }
+    }
+
+    async fn keep_why(&mut self, id: &str, (decision, why, inputs): (Decision, &str, WhyInputs), now: Instant) {
         let (word, again) = match decision.action {
             Action::Nothing => ("nothing", None),
             Action::LookAgain(at) => ("look_again", at),
@@ -199,7 +332,8 @@ impl Owner {
             decision: word.to_owned(),
             rule: decision.why.rule(),
             why: why.to_owned(),
-            again_in_ms: again.map(|at| (at - now).as_millis() as u64),
+            again_in_ms: again.map(|at| millis(at - now)),
+            inputs: Some(inputs),
         };
         let changed = self.book.get_mut(id).is_some_and(|guardrail| guardrail.decided(view));
         if changed {
@@ -224,7 +358,7 @@ impl Owner {
     async fn reach_out_for_results(&mut self, presence: &Presence, now: Instant) {
         for task in self.reaching.results.iter().map(|result| result.task.clone()).collect::<Vec<_>>() {
             let subject = NoticeSubject::Result { task: task.clone() };
-            let notified = self.reaching.notices.get(&subject).map(|_| NextStep::None);
+            let notified = self.reaching.told.contains_key(&subject) && self.missing(&subject).is_empty();
             let Some(inputs) = self.result_inputs(&task, notified, presence, now) else { continue };
             let decision = reach_out::decide(&inputs);
             match decision.action {
@@ -242,7 +376,7 @@ impl Owner {
     fn result_inputs<'a>(
         &self,
         task: &str,
-        notified: Option<NextStep>,
+        notified: bool,
         presence: &'a Presence,
         now: Instant,
     ) -> Option<Inputs<'a>> {
@@ -255,6 +389,7 @@ impl Owner {
             offset: result.offset,
             held_until: self.wheel.until(),
             notified,
+            next_step: None,
             presence,
             start_grace_until: self.services.start_grace_until,
             windows: self.services.windows,
@@ -262,14 +397,26 @@ impl Owner {
     }
 
     async fn notify_of_result(&mut self, task: &str, subject: &NoticeSubject, why: Why, now: Instant) {
-        let targets = self.services.targets.of(&self.session.project, self.asked.environment_id.as_deref());
+        let targets = self.missing(subject);
         let Some(body) = self.result_body(task, why) else { return };
         if targets.is_empty() {
             self.services.metrics.no_target.inc();
             self.reaching.results.retain(|result| result.task != task);
             return;
         }
-        self.queue(subject, &targets, &body, now).await;
+        let thread = self.thread_of(task);
+        self.queue(subject, (&targets, Rung::default()), (&body, thread.as_ref()), now).await;
+    }
+
+    /// The last question of this task that was answered in a chat: its result belongs under that.
+    fn thread_of(&self, task: &str) -> Option<Thread> {
+        let answered = self.book.iter().filter(|guardrail| guardrail.view.task.as_deref() == Some(task));
+        let in_chat = answered.filter(|guardrail| {
+            let resolution = guardrail.view.resolution.as_ref();
+            resolution.is_some_and(|resolution| self.services.targets.is_chat(&resolution.via))
+        });
+        let last = in_chat.max_by_key(|guardrail| guardrail.view.position.offset)?;
+        Some(Thread { guardrail: last.view.guardrail_id.clone(), revision: last.view.revision })
     }
 
     /// Decides again with fresh inputs, at the moment of sending.
@@ -279,9 +426,11 @@ impl Owner {
         let inputs = match &key.subject {
             NoticeSubject::Guardrail { id, revision } => {
                 let current = self.book.get(id).is_some_and(|guardrail| guardrail.view.revision == *revision);
-                current.then(|| self.guardrail_inputs(id, None, &presence, now)).flatten()
+                // A rung of the ladder was due when it was written, and stays so.
+                let due = (key.rung.step > 0, (key.rung.step > 0).then_some(now));
+                current.then(|| self.guardrail_inputs(id, due, &presence, now)).flatten()
             }
-            NoticeSubject::Result { task } => self.result_inputs(task, None, &presence, now),
+            NoticeSubject::Result { task } => self.result_inputs(task, false, &presence, now),
         };
         let Some(inputs) = inputs else { return Verdict::Drop };
         let decision = reach_out::decide(&inputs);
@@ -290,18 +439,16 @@ impl Owner {
             Action::Nothing => Verdict::Drop,
             // Covered for as long as it is: a change of presence is found at the latest with the next look.
             Action::LookAgain(at) => {
-                let longest = std::time::Duration::from_secs(1);
+                let longest = Duration::from_secs(1);
                 Verdict::LookAgain(at.map_or(longest, |at| (at - now).min(longest)))
             }
         }
     }
 
     pub(super) fn notice_settled(&mut self, key: &NoticeKey, state: NoticeState) {
-        let Some(progress) = self.reaching.notices.get_mut(&key.subject) else { return };
-        match state {
-            NoticeState::Confirmed => *progress = Progress::Confirmed,
-            NoticeState::GivenUp if *progress != Progress::Confirmed => *progress = Progress::GivenUp,
-            _ => {}
+        let Some(told) = self.reaching.told.get_mut(&key.subject) else { return };
+        if let Some(known) = told.notices.get_mut(&(key.target.clone(), key.rung)) {
+            *known = state;
         }
         if let (NoticeState::Confirmed, NoticeSubject::Result { task }) = (state, &key.subject) {
             self.reaching.results.retain(|result| result.task != *task);
@@ -315,7 +462,7 @@ impl Owner {
         let revision = guardrail.view.revision;
         let Some(resolution) = guardrail.view.resolution.clone() else { return };
         let view = guardrail.view.clone();
-        self.reaching.notices.remove(&NoticeSubject::Guardrail { id: id.to_owned(), revision });
+        self.reaching.told.remove(&NoticeSubject::Guardrail { id: id.to_owned(), revision });
         let body = self.resolved_body(&view, &resolution);
         if let Err(error) = self.services.outbox.close(self.session.id, id, revision, body).await {
             tracing::warn!(session.id = ?self.id(), %error, "a notice could not be closed");
@@ -324,7 +471,7 @@ impl Owner {
 
     // --- what notices say: redacted text only --------------------------------------------------------------------
 
-    fn opened_body(&self, view: &GuardrailView, why: Why) -> Map<String, Value> {
+    fn opened_body(&self, view: &GuardrailView, rung: Rung, why: Why) -> Map<String, Value> {
         let mut guardrail = json!({
             "guardrailId": view.guardrail_id,
             "revision": view.revision,
@@ -340,6 +487,9 @@ impl Owner {
         let mut body = self.body("guardrail.opened", view.task.as_deref());
         body.insert("why".to_owned(), json!(why.sentence()));
         body.insert("guardrail".to_owned(), guardrail);
+        if rung.step > 0 {
+            body.insert("step".to_owned(), json!(rung.step));
+        }
         body
     }
 
@@ -349,6 +499,9 @@ impl Owner {
         let mut body = self.body(kind, view.task.as_deref());
         let mut guardrail = super::questions::resolved_data(view, resolution);
         guardrail["state"] = json!(view.state);
+        guardrail["kind"] = json!(view.kind);
+        guardrail["value"] = json!(view.value);
+        guardrail["domain"] = json!(view.domain);
         leave_out_nulls(&mut guardrail);
         body.insert("guardrail".to_owned(), guardrail);
         body
@@ -380,7 +533,12 @@ impl Owner {
     }
 }
 
+const NOBODY_LEFT: &str = "everybody who could be told was tried, and nobody was reached: look at the notices below";
 const NO_TARGET: &str = "no_target: nobody is looking, and no chat or webhook is configured to tell anybody";
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
 
 fn leave_out_nulls(value: &mut Value) {
     if let Value::Object(members) = value {

@@ -278,15 +278,16 @@ mod tests {
         let read = socketioxide_parser_common::CommonParser
             .decode_str(&ParserState::default(), text.to_owned().into())
             .ok()?;
-        let json = |value| match value {
+        let json_of = |value| match value {
             Str(text, _) => serde_json::from_str(&text).unwrap_or(Value::Null),
             _ => Value::Null,
         };
         let (kind, ack, json) = match read.inner {
-            Connect(auth) => ('0', None, auth.map_or(Value::Null, json)),
+            // An empty object says as much as none.
+            Connect(auth) => ('0', None, auth.map(json_of).filter(|auth| *auth != json!({})).unwrap_or(Value::Null)),
             Disconnect => ('1', None, Value::Null),
-            Event(arguments, ack) => ('2', ack, json(arguments)),
-            EventAck(arguments, ack) => ('3', Some(ack), json(arguments)),
+            Event(arguments, ack) => ('2', ack, json_of(arguments)),
+            EventAck(arguments, ack) => ('3', Some(ack), json_of(arguments)),
             _ => return None,
         };
         Some((kind, read.ns.to_string(), ack, json))

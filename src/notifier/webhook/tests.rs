@@ -76,7 +76,7 @@ fn webhook(url: &str, secrets: &[&str]) -> Webhook {
 
 fn message() -> Message {
     let body = json!({"type": "guardrail.opened", "id": "01a", "why": "nobody looks"}).to_string();
-    Message { id: "01a".to_owned(), body: body.into(), repeat: false }
+    Message { id: "01a".to_owned(), body: body.into(), repeat: false, ..Message::default() }
 }
 
 async fn outcome_at(at: SocketAddr) -> Delivery {
