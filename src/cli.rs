@@ -21,6 +21,7 @@ mod guardrails;
 mod key;
 mod line;
 mod log;
+mod notices;
 mod panics;
 mod recordings;
 mod remote;
@@ -60,6 +61,7 @@ enum Command {
     Guardrails(guardrails::List),
     Answer(answer::AnswerOne),
     Why(guardrails::Why),
+    Notices(notices::Notices),
     Replay(recordings::Replay),
     Record(recordings::Record),
     Inspect(data::Inspect),
@@ -105,6 +107,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Guardrails(list) => list.run().await,
         Command::Answer(answer) => answer.run().await,
         Command::Why(why) => why.run().await,
+        Command::Notices(notices) => notices.run().await,
         Command::Replay(replay) => replay.run().await,
         Command::Record(record) => record.run().await,
         Command::Inspect(inspect) => inspect.run(),
