@@ -12,6 +12,7 @@ mod engine;
 mod files;
 mod flow;
 mod model;
+mod notices;
 mod pages;
 mod reaching;
 mod rest;

@@ -37,10 +37,10 @@ async fn a_notice_is_found_by_its_id_and_its_message_also_after_a_restart_until_
         running.crash().await;
         running = Running::start(&engine, &[("chat", &target)], &owner);
         let states = running.outbox.resume(key("").session).await.unwrap();
-        assert_eq!(states.iter().map(|(key, state, _)| (key, *state)).collect::<Vec<_>>(), [(
-            &key("chat:a"),
-            NoticeState::Confirmed
-        )]);
+        assert_eq!(
+            states.iter().map(|(key, state, _)| (key, *state)).collect::<Vec<_>>(),
+            [(&key("chat:a"), NoticeState::Confirmed)]
+        );
     }
     assert_eq!(running.outbox.find(&Uuid::now_v7().to_string()).await.unwrap(), None);
     running.outbox.forget(key("").session).await;

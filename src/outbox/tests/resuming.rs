@@ -7,7 +7,9 @@ use super::*;
 enum Step {
     /// Its dispatcher runs.
     Run,
-    /// It has sent so many messages.
+    /// It sends this one.
+    Begun(usize),
+    /// It has sent so many messages, and what came of them is written, if it can be.
     Sent(usize),
     /// The owner was told so, which is after it was written.
     Told(NoticeState),
@@ -25,7 +27,7 @@ enum Step {
     Unwanted,
 }
 
-use Step::{Close, Covered, Is, Run, Sent, StopBeforeSending, StopBeforeWriting, Told, Unwanted};
+use Step::{Begun, Close, Covered, Is, Run, Sent, StopBeforeSending, StopBeforeWriting, Told, Unwanted};
 
 struct Row {
     what: &'static str,
@@ -45,13 +47,7 @@ const EDIT: (&str, bool, Option<&str>) = (RESOLVED, false, Some("7"));
 const EDIT_AGAIN: (&str, bool, Option<&str>) = (RESOLVED, true, Some("7"));
 
 const TABLE: &[Row] = &[
-    Row {
-        what: "queued, never looked at",
-        script: &[],
-        steps: &[],
-        sent: &[FIRST],
-        end: NoticeState::Confirmed,
-    },
+    Row { what: "queued, never looked at", script: &[], steps: &[], sent: &[FIRST], end: NoticeState::Confirmed },
     Row {
         what: "queued, covered",
         script: &[],
@@ -125,7 +121,7 @@ const TABLE: &[Row] = &[
     Row {
         what: "unknown, queued as a repeat",
         script: &[Act::Unknown],
-        steps: &[Run, Sent(1), Covered, Told(NoticeState::Unknown), Is(NoticeState::Queued)],
+        steps: &[Run, Begun(1), Covered, Told(NoticeState::Unknown), Is(NoticeState::Queued)],
         sent: &[FIRST, AGAIN],
         end: NoticeState::Confirmed,
     },
@@ -164,13 +160,7 @@ const TABLE: &[Row] = &[
         sent: &[],
         end: NoticeState::Dropped,
     },
-    Row {
-        what: "closed before anybody was told",
-        script: &[],
-        steps: &[Close],
-        sent: &[],
-        end: NoticeState::Dropped,
-    },
+    Row { what: "closed before anybody was told", script: &[], steps: &[Close], sent: &[], end: NoticeState::Dropped },
     Row {
         what: "closed while it was being sent",
         script: &[Act::Hang],
@@ -261,12 +251,12 @@ impl First {
                 let owners = Arc::clone(&self.owner) as Arc<dyn Owners>;
                 self.task = Some(tokio::spawn(dispatcher.run(owners, CancellationToken::new())));
             }
+            Begun(times) => drop(self.target.seen_times(times).await),
             Sent(times) => {
                 self.target.seen_times(times).await;
                 if self.unwritten {
                     self.faults.failing_per_mille.store(1000, Ordering::Relaxed);
                 }
-                // What it answered is written by then, if it can be.
                 tokio::time::sleep(Duration::from_millis(12)).await;
             }
             Told(state) => drop(self.owner.told(state).await),
