@@ -184,7 +184,8 @@ async fn the_notices_of_closed_questions_and_ended_sessions_are_known_after_a_re
 
     let gateway = TestGateway::on(config, engine).await;
     let mut after = ids(&gateway, "", None).await;
-    (before.sort_unstable(), after.sort_unstable());
+    before.sort_unstable();
+    after.sort_unstable();
     assert_eq!(after, before);
     for id in after {
         let (status, refusal) = gateway.post(&format!("/v1/notices/{id}/retry"), json!({})).await;
