@@ -402,6 +402,9 @@ pub struct WhyInputs {
 pub struct NoticeView {
     pub id: String,
     pub target: String,
+    /// The step of the ladder; absent on the first notice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<u32>,
     /// `queued`, `leased`, `confirmed`, `failed`, `unknown`, `given_up` (also the repeat is unknown) or `dropped` (not
     /// wanted any more before it was sent).
     pub state: String,
