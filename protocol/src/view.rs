@@ -323,6 +323,9 @@ pub struct OpenGuardrail {
     pub revision: u32,
     pub kind: GuardrailKind,
     pub value: String,
+    /// Nobody is looking, and there is nobody who could be told.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unreachable: bool,
 }
 
 /// How many look at a session, as the `watchers` frame and REST show it.

@@ -180,6 +180,11 @@ impl Owner {
             (Action::Nothing, Why::AlreadyNotified, _) if self.nobody_is_left(&subject) => why = NOBODY_LEFT,
             (Action::Nothing, ..) => {}
         }
+        if let Some(guardrail) = self.book.get_mut(id) {
+            let unreachable = why == NO_TARGET || why == NOBODY_LEFT;
+            self.summary_stale |= guardrail.unreachable != unreachable;
+            guardrail.unreachable = unreachable;
+        }
         self.count_unreached(id, &subject, inputs.covered);
         self.keep_why(id, (decision, why, inputs), now).await;
     }
