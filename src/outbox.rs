@@ -77,7 +77,7 @@ pub struct Draft {
     pub thread: Option<Thread>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NoticeState {
     Queued,
     Leased,
