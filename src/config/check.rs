@@ -2,6 +2,7 @@
 
 use super::{Config, ConfigError, Limits, Times};
 use crate::auth::exposure::exposure;
+use crate::chat::telegram;
 use crate::config::key::Scope;
 
 /// Files that a gateway has open beside its connections: logs, listeners, notifiers, the runtime's own.
@@ -21,7 +22,33 @@ impl Config {
             return Err(refuse("`ephemeral` and `data_dir` exclude each other: set one".to_owned()));
         }
         exposure(&self.listen, !self.keys.is_empty()).map_err(|error| refuse(error.to_string()))?;
-        Ok(open_files_warning(self.limits.connections, open_files()).into_iter().collect())
+        let telegram = self.check_telegram().map_err(refuse)?;
+        Ok(open_files_warning(self.limits.connections, open_files()).into_iter().chain(telegram).collect())
+    }
+
+    fn check_telegram(&self) -> Result<Option<String>, String> {
+        let prefix = format!("{}:", telegram::NAME);
+        let chats = self.reach_out.ladder.iter().flat_map(|step| &step.targets);
+        for chat in chats.filter_map(|target| target.strip_prefix(&prefix)) {
+            if chat.parse::<i64>().is_err() {
+                return Err(format!("the ladder's target `{prefix}{chat}` is not the id of a Telegram chat, a number"));
+            }
+            if self.telegram.token.is_none() {
+                return Err(format!("the ladder's target `{prefix}{chat}` needs `telegram.token`"));
+            }
+        }
+        let Some(token) = &self.telegram.token else { return Ok(None) };
+        if !is_bot_token(token.expose()) {
+            let form = "must be as @BotFather gives it: digits, a colon, then letters, digits, `_` and `-`";
+            return Err(format!("`telegram.token` {form}"));
+        }
+        let public_url = self.listen.public_url.as_ref();
+        let unreachable = public_url.is_some() && telegram::callback_url(&self.telegram.api, public_url).is_none();
+        Ok(unreachable.then(|| {
+            "Telegram calls only https, a public name and port 443, 80, 88 or 8443, which `public_url` is not: it is \
+             asked for what people say instead"
+                .to_owned()
+        }))
     }
 
     fn check_keys(&self) -> Result<(), String> {
@@ -42,6 +69,14 @@ impl Config {
             None => Ok(()),
         }
     }
+}
+
+/// The bot's id, a colon, and the secret.
+fn is_bot_token(text: &str) -> bool {
+    let secret = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    text.split_once(':').is_some_and(|(id, rest)| {
+        id.parse::<i64>().is_ok_and(|id| id > 0) && !rest.is_empty() && rest.chars().all(secret)
+    })
 }
 
 fn check_limits(limits: &Limits) -> Result<(), String> {
@@ -100,7 +135,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::key::{KeyDigest, KeyEntry};
+    use crate::config::{
+        key::{KeyDigest, KeyEntry},
+        secret::Secret,
+    };
 
     fn key(id: &str, digest: u8) -> KeyEntry {
         let (project, scopes) = ("shop".to_owned(), vec![Scope::Watch]);
@@ -141,6 +179,48 @@ mod tests {
             let error = config.check().expect_err(message).to_string();
             assert!(error.contains(message), "{error}");
         }
+    }
+
+    #[test]
+    fn a_telegram_bot_is_checked_before_it_is_asked() {
+        let mut config = Config::default();
+        let mut step = crate::reach_out::ladder::Step {
+            after: Duration::from_secs(60),
+            targets: vec!["telegram:-100".to_owned()],
+            repeat: 0,
+            project: None,
+        };
+        config.reach_out.ladder = vec![step.clone()];
+        let error = |config: &Config| config.check().expect_err("refused").to_string();
+        assert!(error(&config).contains("needs `telegram.token`"));
+        for wrong in ["123", "bot123:abc", "123:", "123:a/b", "-1:abc"] {
+            config.telegram.token = Some(Secret::new(wrong));
+            let error = error(&config);
+            assert!(error.contains("`telegram.token` must be") && !error.contains(wrong), "{error}");
+        }
+        config.telegram.token = Some(Secret::new("123:aB_-9"));
+        config.check().unwrap();
+        step.targets = vec!["telegram:@ann".to_owned()];
+        config.reach_out.ladder = vec![step];
+        assert!(error(&config).contains("`telegram:@ann`"));
+    }
+
+    #[test]
+    fn a_public_address_that_telegram_cannot_call_is_warned_about() {
+        let mut config = Config::default();
+        config.telegram.token = Some(Secret::new("123:abc"));
+        let mut warns = |url: &str| {
+            config.listen.public_url = Some(url.parse().unwrap());
+            config.check().unwrap().iter().any(|warning| warning.contains("Telegram"))
+        };
+        assert!(!warns("https://gateway.example.com/"));
+        assert!(!warns("https://gateway.example.com:8443/"));
+        for url in ["http://gateway.example.com/", "https://gateway.example.com:8787/", "https://localhost/"] {
+            assert!(warns(url), "{url}");
+        }
+        config.telegram.api = "http://127.0.0.1:8081/".parse().unwrap();
+        config.listen.public_url = Some("http://localhost:8787/".parse().unwrap());
+        assert!(config.check().unwrap().iter().all(|warning| !warning.contains("Telegram")), "a server of one's own");
     }
 
     #[test]
