@@ -17,7 +17,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Auth, SigningKey},
-    chat::{Connector, Connectors, Desk, desk::ChatDesk, marks::MarkKey},
+    chat::{
+        Connector, Connectors, Desk,
+        desk::ChatDesk,
+        marks::MarkKey,
+        slack::{Slack, SlackOptions},
+    },
     config::{Config, ConfigError},
     control::ControlTimes,
     engine::{
@@ -124,7 +129,7 @@ impl Gateway {
             _ => None,
         };
         let times = outbox_times(&config);
-        let connectors = connectors(&config);
+        let connectors = connectors(&config).map_err(WebhookError::Client)?;
         let (outbox, dispatcher) = Outbox::new(Arc::clone(&engine), notifiers(&config, times, &connectors)?, times);
         let stop = Stop::new(config.times.drain);
         let files = Files::open(FilesOptions::from(&config)).await.map_err(StartError::Files)?;
@@ -316,8 +321,12 @@ struct Chats {
 }
 
 /// The chats that the configuration names.
-fn connectors(_config: &Config) -> Connectors {
-    Connectors::default()
+fn connectors(config: &Config) -> Result<Connectors, reqwest::Error> {
+    let mut chats: Vec<Arc<dyn Connector>> = Vec::new();
+    if let Some(options) = SlackOptions::from_config(config) {
+        chats.push(Arc::new(Slack::new(options)?));
+    }
+    Ok(chats.into_iter().collect())
 }
 
 fn notifiers(config: &Config, times: OutboxTimes, chats: &Connectors) -> Result<Notifiers, WebhookError> {
