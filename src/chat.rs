@@ -10,6 +10,7 @@
 pub mod card;
 pub mod desk;
 pub mod marks;
+pub mod slack;
 pub mod telegram;
 
 use std::sync::Arc;

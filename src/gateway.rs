@@ -17,7 +17,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Auth, SigningKey},
-    chat::{Connector, Connectors, Desk, desk::ChatDesk, marks::MarkKey, telegram::Telegram},
+    chat::{
+        Connector, Connectors, Desk,
+        desk::ChatDesk,
+        marks::MarkKey,
+        slack::{Slack, SlackOptions},
+        telegram::Telegram,
+    },
     config::{Config, ConfigError},
     control::ControlTimes,
     engine::{
@@ -319,9 +325,15 @@ struct Chats {
 
 /// The chats that the configuration names.
 fn connectors(config: &Config) -> Result<Connectors, reqwest::Error> {
+    let mut chats: Vec<Arc<dyn Connector>> = Vec::new();
     let public_url = config.listen.public_url.as_ref();
-    let telegram = Telegram::new(&config.telegram, public_url, config.times.notice_timeout)?;
-    Ok(telegram.into_iter().map(|chat| Arc::new(chat) as Arc<dyn Connector>).collect())
+    if let Some(telegram) = Telegram::new(&config.telegram, public_url, config.times.notice_timeout)? {
+        chats.push(Arc::new(telegram));
+    }
+    if let Some(options) = SlackOptions::from_config(config) {
+        chats.push(Arc::new(Slack::new(options)?));
+    }
+    Ok(chats.into_iter().collect())
 }
 
 fn notifiers(config: &Config, times: OutboxTimes, chats: &Connectors) -> Result<Notifiers, WebhookError> {

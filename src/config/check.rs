@@ -1,6 +1,6 @@
 //! Checks a configuration as a whole, limits against each other, before any port is opened.
 
-use super::{Config, ConfigError, Limits, Times};
+use super::{Config, ConfigError, Limits, Slack, Times};
 use crate::auth::exposure::exposure;
 use crate::chat::telegram;
 use crate::config::key::Scope;
@@ -22,8 +22,10 @@ impl Config {
             return Err(refuse("`ephemeral` and `data_dir` exclude each other: set one".to_owned()));
         }
         exposure(&self.listen, !self.keys.is_empty()).map_err(|error| refuse(error.to_string()))?;
+        let slack = check_slack(&self.slack, self.listen.public_url.is_some()).map_err(refuse)?;
         let telegram = self.check_telegram().map_err(refuse)?;
-        Ok(open_files_warning(self.limits.connections, open_files()).into_iter().chain(telegram).collect())
+        let open_files = open_files_warning(self.limits.connections, open_files());
+        Ok(open_files.into_iter().chain(telegram).chain(slack).collect())
     }
 
     fn check_telegram(&self) -> Result<Option<String>, String> {
@@ -77,6 +79,26 @@ fn is_bot_token(text: &str) -> bool {
     text.split_once(':').is_some_and(|(id, rest)| {
         id.parse::<i64>().is_ok_and(|id| id > 0) && !rest.is_empty() && rest.chars().all(secret)
     })
+}
+
+/// Which of the Slack app's tokens go together; a warning where nobody could answer.
+fn check_slack(slack: &Slack, is_public: bool) -> Result<Option<String>, String> {
+    let Slack { bot_token, signing_secret, app_token, .. } = slack;
+    match (bot_token, is_public) {
+        (None, _) if signing_secret.is_some() || app_token.is_some() => {
+            Err("`slack.signing_secret` and `slack.app_token` need `slack.bot_token` beside them".to_owned())
+        }
+        (Some(_), true) if signing_secret.is_none() => Err(
+            "with `public_url`, Slack brings answers by requests, and `slack.signing_secret` is needed to check them"
+                .to_owned(),
+        ),
+        (Some(_), false) if app_token.is_none() => Ok(Some(
+            "Slack gets messages, but nobody can answer there: set `slack.app_token` for Socket Mode, or `public_url` and \
+             `slack.signing_secret`"
+                .to_owned(),
+        )),
+        _ => Ok(None),
+    }
 }
 
 fn check_limits(limits: &Limits) -> Result<(), String> {
@@ -153,6 +175,28 @@ mod tests {
         }
     }
 
+    fn secret() -> Option<Secret> {
+        Some(Secret::new("word"))
+    }
+
+    fn public_url() -> Option<url::Url> {
+        Some("https://onlooker.example/".parse().unwrap())
+    }
+
+    #[test]
+    fn slack_without_a_way_to_answer_is_warned_about() {
+        let warned = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            config.slack.bot_token = secret();
+            change(&mut config);
+            config.check().unwrap().iter().any(|warning| warning.contains("nobody can answer"))
+        };
+        assert!(warned(|_| {}));
+        assert!(warned(|c| c.slack.signing_secret = secret()), "nobody reaches it");
+        assert!(!warned(|c| c.slack.app_token = secret()));
+        assert!(!warned(|c| (c.slack.signing_secret, c.listen.public_url) = (secret(), public_url())));
+    }
+
     #[test]
     fn the_defaults_fit_each_other() {
         Config::default().check().unwrap();
@@ -172,6 +216,12 @@ mod tests {
             (|c| c.pools = vec!["x".to_owned()], "`pools` names the key `x`"),
             (|c| (c.keys, c.pools) = (vec![key("a", 1)], vec!["a".to_owned()]), "the key `a` is a pool"),
             (|c| c.listen.address = ([0, 0, 0, 0], 1).into(), "without keys"),
+            (|c| c.slack.app_token = secret(), "need `slack.bot_token`"),
+            (|c| c.slack.signing_secret = secret(), "need `slack.bot_token`"),
+            (
+                |c| (c.slack.bot_token, c.slack.app_token, c.listen.public_url) = (secret(), secret(), public_url()),
+                "`slack.signing_secret` is needed",
+            ),
         ];
         for (change, message) in table {
             let mut config = Config::default();
