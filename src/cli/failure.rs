@@ -78,6 +78,7 @@ impl From<StartError> for Failure {
             StartError::Listen { .. }
             | StartError::Data(_)
             | StartError::Restore(_)
+            | StartError::Links(_)
             | StartError::Files(_)
             | StartError::SigningKey(_) => Status::Failed,
             StartError::Config(_) | StartError::Tls(_) | StartError::Webhook(_) => Status::Usage,
