@@ -483,6 +483,8 @@ pub struct Found {
     pub state: NoticeState,
     /// Where its message lies.
     pub receipt: Option<Receipt>,
+    /// An attempt whose outcome is unknown was repeated: another message like it may lie there.
+    pub repeated: bool,
 }
 
 impl Found {
@@ -493,6 +495,7 @@ impl Found {
             id: notice.opened.id,
             project: notice.project,
             receipt: notice.opened.receipt,
+            repeated: notice.opened.repetition > 0,
         }
     }
 }

@@ -126,8 +126,16 @@ impl Targets {
         (!self.ladder.is_empty()).then(|| Ladder::of(&self.ladder, project))
     }
 
+    /// Whether an answer by this channel belongs to a message in a chat: it was given there, or by the form that is
+    /// linked there.
     pub fn is_chat(&self, channel: &str) -> bool {
-        self.chats.contains(&channel)
+        channel == "form" || self.chats.contains(&channel)
+    }
+
+    /// Whether the operator has named this target: as the gateway's own, or on the project's ladder.
+    pub fn is_named(&self, project: &str, target: &str) -> bool {
+        let ours = self.ladder.iter().filter(|step| step.project.as_deref().is_none_or(|only| only == project));
+        self.fallback.as_deref() == Some(target) || ours.flat_map(|step| &step.targets).any(|named| named == target)
     }
 }
 
