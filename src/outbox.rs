@@ -421,6 +421,7 @@ fn view(notice: &Notice) -> NoticeView {
     NoticeView {
         id: opened.id.clone(),
         target: notice.target.clone(),
+        step: notice.step(),
         state: opened.state().as_str().to_owned(),
         attempts: opened.attempts,
         repetition: opened.repetition,

@@ -233,6 +233,11 @@ impl Notice {
         NoticeKey { session, subject, target: self.target.clone(), rung: Rung { step: self.step, round: self.round } }
     }
 
+    /// The step of the ladder, above the first notice.
+    pub(super) fn step(&self) -> Option<u32> {
+        (self.step > 0).then_some(self.step)
+    }
+
     /// The delivery that is to be worked on: the update only after the opened one is over.
     pub(super) fn current(&self) -> &Delivery {
         self.update.as_ref().filter(|_| self.opened.is_over()).unwrap_or(&self.opened)

@@ -21,6 +21,8 @@ use crate::{
     watch::Presence,
 };
 
+/// How often it is looked whether there is somebody to tell by now.
+const UNREACHABLE_EVERY: Duration = Duration::from_secs(5);
 /// Results that somebody is still to see.
 const RESULTS: usize = 32;
 
@@ -179,6 +181,15 @@ impl Owner {
             (Action::LookAgain(at), ..) => self.reaching.look_at(at),
             (Action::Nothing, Why::AlreadyNotified, _) if self.nobody_is_left(&subject) => why = NOBODY_LEFT,
             (Action::Nothing, ..) => {}
+        }
+        if let Some(guardrail) = self.book.get_mut(id) {
+            let unreachable = why == NO_TARGET || why == NOBODY_LEFT;
+            self.summary_stale |= guardrail.unreachable != unreachable;
+            guardrail.unreachable = unreachable;
+            if unreachable {
+                // Somebody may be linked meanwhile.
+                self.reaching.look_at(Some(now + UNREACHABLE_EVERY));
+            }
         }
         self.count_unreached(id, &subject, inputs.covered);
         self.keep_why(id, (decision, why, inputs), now).await;
@@ -433,6 +444,10 @@ impl Owner {
             NoticeSubject::Result { task } => self.result_inputs(task, false, &presence, now),
         };
         let Some(inputs) = inputs else { return Verdict::Drop };
+        let environment = self.asked.environment_id.as_deref();
+        if !self.services.targets.may_be_told(&key.target, &self.session.project, environment) {
+            return Verdict::Drop;
+        }
         let decision = reach_out::decide(&inputs);
         match decision.action {
             Action::Send => Verdict::Send,

@@ -12,6 +12,7 @@ mod doors;
 mod engine;
 mod files;
 mod flow;
+mod ladder;
 mod model;
 mod pages;
 mod reaching;
