@@ -100,15 +100,8 @@ pub enum NoticeState {
 
 impl NoticeState {
     /// Those that a record can be in.
-    pub const STORED: [Self; 7] = [
-        Self::Queued,
-        Self::Leased,
-        Self::Confirmed,
-        Self::Failed,
-        Self::Rejected,
-        Self::GivenUp,
-        Self::Dropped,
-    ];
+    pub const STORED: [Self; 7] =
+        [Self::Queued, Self::Leased, Self::Confirmed, Self::Failed, Self::Rejected, Self::GivenUp, Self::Dropped];
 
     /// Nobody has it for certain, and nobody should wait for it.
     pub fn is_dead(self) -> bool {
@@ -513,9 +506,10 @@ impl Shared {
     /// Taken apart one after the other: all of them may be many.
     async fn list(&self, session: Option<SessionId>) -> Result<impl Iterator<Item = Stored> + Send, EngineError> {
         let found = self.engine.list(RecordKind::Notice, session).await?;
-        Ok(found.into_iter().filter_map(|(name, version, bytes)| Some((decoded(&name, &bytes)?, name, version))).map(
-            |(notice, name, version)| (name, version, notice),
-        ))
+        Ok(found
+            .into_iter()
+            .filter_map(|(name, version, bytes)| Some((decoded(&name, &bytes)?, name, version)))
+            .map(|(notice, name, version)| (name, version, notice)))
     }
 
     /// Sees to it that a notice is sent when it is due, and found.

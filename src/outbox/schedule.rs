@@ -323,7 +323,8 @@ impl Inner {
             return Arc::clone(name);
         }
         let name: Arc<str> = target.into();
-        let (lane, _) = self.lanes.get_key_value(split_target(target).0).or(self.lanes.get_key_value("")).expect("made");
+        let (lane, _) =
+            self.lanes.get_key_value(split_target(target).0).or(self.lanes.get_key_value("")).expect("made");
         let place = Target {
             lane: Arc::clone(lane),
             waiting: BTreeMap::new(),
