@@ -48,12 +48,15 @@ struct Shared {
     at: SocketAddr,
     calls: Mutex<Vec<Call>>,
     called: Notify,
-    answers: Mutex<HashMap<String, VecDeque<(u16, Option<u64>, Value)>>>,
+    answers: Mutex<HashMap<String, VecDeque<Scripted>>>,
     /// What was not as the documents say.
     wrong: Mutex<Vec<String>>,
     messages: AtomicUsize,
     links: mpsc::UnboundedSender<Link>,
 }
+
+/// A status, what `Retry-After` says, and the body.
+type Scripted = (u16, Option<u64>, Value);
 
 /// The other end of one WebSocket.
 pub(super) struct Link {

@@ -108,7 +108,8 @@ async fn a_renewed_connection_loses_nothing() {
         assert_eq!(old.acknowledged().await, json!({ "envelope_id": reason }));
         running.hears().await;
         let mut next = fake.link().await;
-        next.send(&interactive("on the next", &tap(&format!("next {reason}"))));
+        let on_next = format!("next {reason}");
+        next.send(&interactive(&on_next, &tap(&on_next)));
         next.acknowledged().await;
         running.hears().await;
         // Until Slack ends it, the old one is heard beside the next.
