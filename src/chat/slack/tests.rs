@@ -11,7 +11,7 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-use self::fake::{APP_TOKEN, BOT_TOKEN, FakeSlack};
+use self::fake::{APP_TOKEN, BOT_TOKEN, FakeSlack, soon};
 use super::*;
 use crate::{
     chat::{
@@ -87,12 +87,12 @@ impl Running {
 
     /// The next thing that the desk hears.
     async fn hears(&mut self) -> Said {
-        self.heard.recv().await.unwrap()
+        soon(self.heard.recv()).await.unwrap()
     }
 
     async fn stop(mut self) -> mpsc::UnboundedReceiver<Said> {
         self.stop.cancel();
-        (&mut self.task).await.unwrap();
+        soon(&mut self.task).await.unwrap();
         std::mem::replace(&mut self.heard, mpsc::unbounded_channel().1)
     }
 }

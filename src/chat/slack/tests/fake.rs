@@ -27,6 +27,11 @@ use tokio::{
     task::JoinHandle,
 };
 
+/// What comes, unless it takes so long that it will not.
+pub(super) async fn soon<T>(coming: impl Future<Output = T>) -> T {
+    tokio::time::timeout(std::time::Duration::from_secs(10), coming).await.expect("it comes soon")
+}
+
 pub(super) const BOT_TOKEN: &str = "xoxb-17653672481-19874698323-pdFZKVeTuE8sk7oOcBrzbqgy";
 pub(super) const APP_TOKEN: &str = "xapp-1-A111-222-xyz";
 pub(super) const BOT_USER: &str = "U0BOT";
@@ -109,13 +114,13 @@ impl FakeSlack {
             if let Some(body) = self.calls(method).into_iter().nth(nth) {
                 return body;
             }
-            called.await;
+            soon(called).await;
         }
     }
 
     /// The next WebSocket that is opened.
     pub(super) async fn link(&self) -> Link {
-        self.links.lock().await.recv().await.unwrap()
+        soon(self.links.lock().await.recv()).await.unwrap()
     }
 }
 
@@ -139,7 +144,7 @@ impl Link {
 
     /// The next frame; `None` once the connection has ended.
     pub(super) async fn got(&mut self) -> Option<Frame> {
-        self.got.recv().await
+        soon(self.got.recv()).await
     }
 
     pub(super) async fn acknowledged(&mut self) -> Value {
