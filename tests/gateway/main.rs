@@ -14,6 +14,7 @@ mod files;
 mod flow;
 mod ladder;
 mod model;
+mod notices;
 mod pages;
 mod reaching;
 mod rest;
