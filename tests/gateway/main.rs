@@ -7,13 +7,17 @@ mod harness;
 
 mod answers;
 mod bad_input;
+mod desk;
 mod doors;
 mod engine;
 mod files;
 mod flow;
+mod forms;
 mod ladder;
+mod links;
 mod model;
 mod pages;
+mod parley;
 mod reaching;
 mod rest;
 mod restart;
