@@ -163,7 +163,7 @@ async fn a_test_message_says_what_came_of_it_and_is_limited() {
         assert_eq!(hall.gateway.post(&path, json!({})).await.0, 200);
     }
     let (status, answer) = hall.gateway.post(&path, json!({})).await;
-    assert_eq!((status, &answer["code"]), (429, &json!("rate_limited")));
+    assert_eq!((status, &answer["error"]), (429, &json!("rate_limited")));
     assert_eq!(hall.gateway.post("/v1/links/none/test", json!({})).await.0, 404);
     hall.gateway.stop().await;
 }
