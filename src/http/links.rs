@@ -171,6 +171,7 @@ fn outcome(link: &Link, delivery: &Delivery) -> Value {
     let (word, error, retry_after) = match delivery {
         Delivery::Confirmed | Delivery::Shown(_) => ("confirmed", None, None),
         Delivery::Refused { error, retry_after } => ("refused", Some(error), *retry_after),
+        Delivery::Throttled { error, retry_after } => ("refused", Some(error), Some(*retry_after)),
         Delivery::Rejected { error } => ("rejected", Some(error), None),
         Delivery::Unknown { error } => ("unknown", Some(error), None),
     };

@@ -32,7 +32,7 @@ async fn links_outlive_the_process_and_are_asked_for_by_environment() {
     assert_eq!(loaded.targets(&project, None), [vec![], default.clone()]);
     assert_eq!(loaded.targets(&project, Some("staging")), [vec!["slack:C1".to_owned()], default.clone()]);
     assert_eq!(loaded.targets(&project, Some("other")), [vec![], default]);
-    assert_eq!(loaded.targets(&"other".into(), None), [vec![], vec![]]);
+    assert_eq!(loaded.targets(&"other".into(), None), [Vec::<String>::new(), Vec::new()]);
     assert!(loaded.may_answer("shop", Some("staging"), "telegram", &person("bob")), "the whole project");
     assert!(loaded.may_answer("shop", Some("staging"), "slack", &person("ann")));
     assert!(!loaded.may_answer("shop", None, "slack", &person("ann")), "her link there is for staging");

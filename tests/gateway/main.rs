@@ -6,6 +6,7 @@
 mod harness;
 
 mod answers;
+mod attention;
 mod bad_input;
 mod desk;
 mod doors;
