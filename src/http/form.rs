@@ -159,7 +159,7 @@ fn holder(app: &App, found: &Found, session: &Session, environment: Option<&str>
             let by = HolderKey::Credential(format!("{connector}:{user}").into());
             Some(Holder { who: format!("{name} ({chat})"), by })
         }
-        [] if !targets.is_named(&session.project, target) => None,
+        [] if !targets.may_be_told(target, &session.project, environment) => None,
         _ => {
             let by = HolderKey::Credential(format!("form:{}", found.id).into());
             Some(Holder { who: format!("somebody ({chat})"), by })

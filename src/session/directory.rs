@@ -131,12 +131,6 @@ impl Targets {
     pub fn is_chat(&self, channel: &str) -> bool {
         channel == "form" || self.chats.contains(&channel)
     }
-
-    /// Whether the operator has named this target: as the gateway's own, or on the project's ladder.
-    pub fn is_named(&self, project: &str, target: &str) -> bool {
-        let ours = self.ladder.iter().filter(|step| step.project.as_deref().is_none_or(|only| only == project));
-        self.fallback.as_deref() == Some(target) || ours.flat_map(|step| &step.targets).any(|named| named == target)
-    }
 }
 
 /// Guardrails that nobody was told of and nobody has: what somebody is woken by.
