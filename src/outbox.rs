@@ -80,7 +80,7 @@ pub struct Draft {
     pub thread: Option<Thread>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NoticeState {
     Queued,
     Leased,
@@ -476,6 +476,8 @@ pub struct Found {
     pub state: NoticeState,
     /// Where its message lies.
     pub receipt: Option<Receipt>,
+    /// An attempt whose outcome is unknown was repeated: another message like it may lie there.
+    pub repeated: bool,
 }
 
 impl Found {
@@ -486,6 +488,7 @@ impl Found {
             id: notice.opened.id,
             project: notice.project,
             receipt: notice.opened.receipt,
+            repeated: notice.opened.repetition > 0,
         }
     }
 }
@@ -550,6 +553,7 @@ fn view(notice: &Notice) -> NoticeView {
     NoticeView {
         id: opened.id.clone(),
         target: notice.target.clone(),
+        step: notice.step(),
         state: opened.state().as_str().to_owned(),
         attempts: opened.attempts,
         repetition: opened.repetition,

@@ -5,6 +5,7 @@
 //! test, and in a model. Windows are half open: at their end they are over.
 
 pub mod ladder;
+pub mod told;
 
 use std::time::Duration;
 
@@ -225,6 +226,7 @@ fn grace_before_raising(inputs: &Inputs<'_>) -> Option<Instant> {
 /// Rule 6: an able watcher without proof has 10 s from the raising, or from when cover last ended.
 fn rule_6_first_look(inputs: &Inputs<'_>) -> Option<Decision> {
     let somebody = inputs.presence.watchers.iter().any(|watcher| relevant(inputs, watcher.able));
+    let somebody = somebody && !inputs.is_covered();
     let end = first_look_origin(inputs) + inputs.windows.first_look;
     if somebody && inputs.now < end { look_again(Some(end), Why::FirstLook) } else { None }
 }

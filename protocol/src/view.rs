@@ -323,6 +323,9 @@ pub struct OpenGuardrail {
     pub revision: u32,
     pub kind: GuardrailKind,
     pub value: String,
+    /// Nobody is looking, and there is nobody who could be told.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unreachable: bool,
 }
 
 /// How many look at a session, as the `watchers` frame and REST show it.
@@ -402,6 +405,9 @@ pub struct WhyInputs {
 pub struct NoticeView {
     pub id: String,
     pub target: String,
+    /// The step of the ladder; absent on the first notice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<u32>,
     /// `queued`, `leased`, `confirmed`, `failed`, `rejected` (refused until somebody changes something at the other end),
     /// `unknown`, `given_up` (also the repeat is unknown) or `dropped` (not wanted any more before it was sent).
     pub state: String,

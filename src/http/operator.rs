@@ -13,7 +13,7 @@ use onlooker_protocol::code::{Code, Refusal};
 use tokio::time::Instant;
 
 use super::{App, Refused, bearer};
-use crate::{config::key::Scope, metrics::Present, outbox::OutboxStats};
+use crate::{chat::Health, config::key::Scope, metrics::Present, outbox::OutboxStats};
 
 /// The process does its work. When it no longer can, starting it again is the cure: the disk failed to sync.
 pub async fn healthz(State(app): State<App>) -> Result<&'static str, Refused> {
@@ -40,6 +40,9 @@ pub async fn metrics(State(app): State<App>, headers: axum::http::HeaderMap) -> 
     let services = app.directory.services();
     let (guardrails_unreached, oldest) = services.unreached.totals(Instant::now());
     count_notices(&app);
+    for chat in app.connectors.iter() {
+        app.metrics.chat_works(chat.name(), chat.health() == Health::Working);
+    }
     let text = app.metrics.text(Present {
         sessions: app.directory.len(),
         connections: app.connections.load(Ordering::Relaxed),

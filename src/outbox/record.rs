@@ -113,6 +113,9 @@ enum Stage {
     Confirmed,
     Failed {
         not_before_ms: u64,
+        /// How long that was when it was decided: a clock that is set back does not make it longer.
+        #[serde(default = "longest_wait_ms")]
+        wait_ms: u64,
         /// The other end takes nothing until somebody changes something there.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         rejected: bool,
@@ -175,8 +178,9 @@ impl Delivery {
         match self.stage {
             Stage::Queued => Some(Duration::ZERO),
             Stage::Leased { length_ms, .. } => Some(Duration::from_millis(length_ms)),
-            Stage::Failed { not_before_ms, .. } => {
-                Some(Duration::from_millis(not_before_ms.saturating_sub(now_ms)).min(LONGEST_WAIT))
+            Stage::Failed { not_before_ms, wait_ms, .. } => {
+                let left = not_before_ms.saturating_sub(now_ms).min(wait_ms);
+                Some(Duration::from_millis(left).min(LONGEST_WAIT))
             }
             Stage::Confirmed | Stage::GivenUp | Stage::Dropped => None,
         }
@@ -245,6 +249,11 @@ impl Notice {
             Subject::Result { task } => NoticeSubject::Result { task: task.clone() },
         };
         NoticeKey { session, subject, target: self.target.clone(), rung: Rung { step: self.step, round: self.round } }
+    }
+
+    /// The step of the ladder, above the first notice.
+    pub(super) fn step(&self) -> Option<u32> {
+        (self.step > 0).then_some(self.step)
     }
 
     /// The delivery that is to be worked on: the update only after the opened one is over.
@@ -359,16 +368,10 @@ impl Notice {
             notifier::Delivery::Rejected { error } if delivery.card.is_some() => {
                 (Stage::GivenUp, Some(error), NoticeState::GivenUp)
             }
-            notifier::Delivery::Refused { error, .. } | notifier::Delivery::Throttled { error, .. } => (
-                Stage::Failed { not_before_ms: later(now_ms, wait), rejected: false },
-                Some(error),
-                NoticeState::Failed,
-            ),
-            notifier::Delivery::Rejected { error } => (
-                Stage::Failed { not_before_ms: later(now_ms, wait), rejected: true },
-                Some(error),
-                NoticeState::Rejected,
-            ),
+            notifier::Delivery::Refused { error, .. } | notifier::Delivery::Throttled { error, .. } => {
+                (failed(now_ms, wait, false), Some(error), NoticeState::Failed)
+            }
+            notifier::Delivery::Rejected { error } => (failed(now_ms, wait, true), Some(error), NoticeState::Rejected),
             // A closed question is not asked again, also not as a repeat.
             notifier::Delivery::Unknown { error } if closed || delivery.repetition > 0 => {
                 (Stage::GivenUp, Some(error), NoticeState::GivenUp)
@@ -435,8 +438,13 @@ impl Notice {
     }
 }
 
-fn later(now_ms: u64, wait: Duration) -> u64 {
-    now_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
+fn failed(now_ms: u64, wait: Duration, rejected: bool) -> Stage {
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    Stage::Failed { not_before_ms: now_ms.saturating_add(wait_ms), wait_ms, rejected }
+}
+
+fn longest_wait_ms() -> u64 {
+    u64::try_from(LONGEST_WAIT.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The name of a notice's record in its session: the parts of the key, so that a race has one winner.

@@ -108,6 +108,19 @@ fn rule_2_holds_until_control_or_a_claim_ends_and_no_longer() {
 }
 
 #[test]
+fn a_step_that_is_due_is_taken_although_somebody_looks_who_does_not_answer() {
+    let covering = present(&[watcher(true, Some(OFFSET))]);
+    let due = |now| Inputs { next_step: Some(at(2_000)), ..inputs(now, GUARDRAIL, &covering) };
+    assert_decides(&due(1_999), look(2_000), Why::Covered);
+    assert_decides(&due(2_000), Action::Send, Why::StepDue);
+    // The grace after a start comes first, as for every message.
+    let restarted = Inputs { start_grace_until: at(9_000), ..due(2_000) };
+    assert_decides(&restarted, look(9_000), Why::GraceAfterStart);
+    let held = Inputs { held_until: Some(at(9_000)), ..due(2_000) };
+    assert_decides(&held, look(9_000), Why::Held);
+}
+
+#[test]
 fn rule_3_says_nothing_twice_and_takes_the_next_step_when_it_is_due() {
     let covering = present(&[watcher(true, Some(OFFSET))]);
     for presence in [&Presence::default(), &covering] {
