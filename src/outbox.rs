@@ -575,7 +575,6 @@ fn listed(name: &RecordKey, notice: &Notice) -> ListedNotice {
         guardrail_id,
         revision,
         task,
-        step: Some(key.rung.step).filter(|step| *step > 0),
         notice: view(notice),
     }
 }
