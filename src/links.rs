@@ -69,3 +69,11 @@ impl Links {
         })
     }
 }
+
+#[cfg(test)]
+impl Links {
+    /// Links that are there without a code.
+    pub(crate) fn with(engine: Arc<dyn Engine>, links: Vec<Link>) -> Self {
+        Self { engine, links: RwLock::new(links) }
+    }
+}

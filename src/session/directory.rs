@@ -14,7 +14,6 @@ use onlooker_protocol::{
     view::{GuardrailState, SessionStatus, SessionView},
 };
 use serde_json::json;
-use time::OffsetDateTime;
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     time::Instant,
@@ -474,7 +473,7 @@ impl Owners for Directory {
             let has_fields = !guardrail.fields.is_empty();
             Extras {
                 view,
-                form: has_fields.then(|| services.forms.link(id, OffsetDateTime::now_utc())).flatten(),
+                form: has_fields.then(|| services.forms.link(id, clock::now())).flatten(),
                 marks: services.marks.marks(id),
                 picture: None,
             }

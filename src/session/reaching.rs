@@ -7,7 +7,6 @@ use onlooker_protocol::view::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::owner::Owner;
@@ -116,7 +115,7 @@ impl Reaching {
 
     /// What the outbox has. A notice that was dropped before anybody had it may be asked for again.
     pub(super) fn restore_notices(&mut self, states: Vec<(NoticeKey, NoticeState, u64)>) {
-        let (now, wall) = (Instant::now(), clock::milliseconds(OffsetDateTime::now_utc()));
+        let (now, wall) = (Instant::now(), clock::milliseconds(clock::now()));
         for (key, state, at_ms) in states {
             if state == NoticeState::Dropped {
                 continue;
