@@ -49,7 +49,7 @@ impl Carrier {
             (manners.loses, Act::Lose(arrives)),
             (manners.hangs, Act::Hang(arrives)),
             (manners.panics, Act::Panic(arrives)),
-            (manners.dies, Act::Die(arrives)),
+            (if self.world.kill.may_strike() { manners.dies } else { 0 }, Act::Die(arrives)),
         ];
         for (share, act) in acts {
             if dice < share {

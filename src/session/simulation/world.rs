@@ -337,15 +337,22 @@ async fn jump(life: Life) {
 #[derive(Default)]
 pub(super) struct Kill {
     armed: Mutex<Option<(u32, bool)>>,
+    /// The last process of a run is not killed.
+    last: AtomicBool,
     notify: Notify,
 }
 
 impl Kill {
     fn arm(&self, end: End) {
+        self.last.store(matches!(end, End::Quiet), Ordering::Relaxed);
         *self.armed.lock().unwrap() = match end {
             End::KilledAtWrite { nth, after } => Some((nth, after)),
             _ => None,
         };
+    }
+
+    pub(super) fn may_strike(&self) -> bool {
+        !self.last.load(Ordering::Relaxed)
     }
 
     pub(super) fn strike(&self) {
