@@ -314,7 +314,9 @@ impl Notice {
             notifier::Delivery::Refused { error, .. } | notifier::Delivery::Rejected { error } if closed => {
                 (Stage::Dropped, Some(error), NoticeState::Dropped)
             }
-            notifier::Delivery::Refused { error, .. } => (failed(now_ms, wait, false), Some(error), NoticeState::Failed),
+            notifier::Delivery::Refused { error, .. } => {
+                (failed(now_ms, wait, false), Some(error), NoticeState::Failed)
+            }
             notifier::Delivery::Rejected { error } => (failed(now_ms, wait, true), Some(error), NoticeState::Rejected),
             // A closed question is not asked again, also not as a repeat.
             notifier::Delivery::Unknown { error } if closed || delivery.repetition > 0 => {

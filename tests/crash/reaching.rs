@@ -465,10 +465,11 @@ async fn jumps_while_it_runs(jump: i64) {
     stage.asks("refused", json!({})).await.unwrap();
     stage.wait_until("it is refused", async || stage.why("refused").await["notices"][0]["state"] == "failed").await;
     let watcher = stage.watcher().await;
-    stage.wait_until("somebody looks", async || {
-        stage.get(&format!("/v1/sessions/{}/watchers", stage.session)).await["counts"]["able"] == 1
-    })
-    .await;
+    stage
+        .wait_until("somebody looks", async || {
+            stage.get(&format!("/v1/sessions/{}/watchers", stage.session)).await["counts"]["able"] == 1
+        })
+        .await;
     stage.asks("covered", json!({})).await.unwrap();
     stage.wait_why("covered", "has demonstrably got the question").await;
     let raised = Instant::now();

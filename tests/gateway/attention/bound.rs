@@ -56,10 +56,10 @@ async fn from_a_guardrail_to_its_notice_it_takes_no_longer_than_promised() {
     let mut config = Config { times, ..quick() };
     config.reach_out = from_toml(&format!("[notify_webhook]\nurl = \"{url}\"\n")).reach_out;
     let stage = Stage::set(config, Receiver::start().await, None, None).await;
-    let ((alone, dead), (doubtful, uncovered)) = tokio::join!(
-        async { tokio::join!(nobody_watches(&stage), the_watchers_with_proof_are_dead(&stage)) },
-        async { tokio::join!(a_watcher_never_proves(&stage), cover_ends_and_a_watcher_never_proves(&stage)) },
-    );
+    let ((alone, dead), (doubtful, uncovered)) =
+        tokio::join!(async { tokio::join!(nobody_watches(&stage), the_watchers_with_proof_are_dead(&stage)) }, async {
+            tokio::join!(a_watcher_never_proves(&stage), cover_ends_and_a_watcher_never_proves(&stage))
+        },);
     let all = [&alone, &dead.0, &doubtful.0, &uncovered.0];
     let came = || async { all.iter().all(|waiting| waiting.iter().all(|(session, _)| arrivals.of(session).is_some())) };
     let longest = window + grace + 2 * SLACK;
@@ -151,7 +151,8 @@ async fn dies_after_its_proof(stage: &Stage, session: &str, native: bool) -> imp
                             }
                         }
                         Got::Text(text) => {
-                            has_it |= event_of(&text).is_some_and(|event| event.argument["type"] == "guardrail_trigger");
+                            has_it |=
+                                event_of(&text).is_some_and(|event| event.argument["type"] == "guardrail_trigger");
                         }
                         other => panic!("{other:?}"),
                     }

@@ -141,7 +141,11 @@ async fn be(mut body: Body, mut states: watch::Receiver<State>, attentive: watch
                     never = living.as_mut() => match never {},
                     changed = states.changed() => if changed.is_err() { return },
                 },
-                State::Frozen => if states.changed().await.is_err() { return },
+                State::Frozen => {
+                    if states.changed().await.is_err() {
+                        return;
+                    }
+                }
                 State::FrozenButPonging => break None,
                 State::Over(end) => {
                     match (beside, end) {
