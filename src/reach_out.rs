@@ -5,6 +5,7 @@
 //! test, and in a model. Windows are half open: at their end they are over.
 
 pub mod ladder;
+pub mod told;
 
 use std::time::Duration;
 
