@@ -22,6 +22,7 @@ mod key;
 mod line;
 mod links;
 mod log;
+mod notices;
 mod panics;
 mod recordings;
 mod remote;
@@ -62,6 +63,7 @@ enum Command {
     Answer(answer::AnswerOne),
     Why(guardrails::Why),
     Links(links::Links),
+    Notices(notices::Notices),
     Replay(recordings::Replay),
     Record(recordings::Record),
     Inspect(data::Inspect),
@@ -108,6 +110,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Answer(answer) => answer.run().await,
         Command::Why(why) => why.run().await,
         Command::Links(links) => links.run().await,
+        Command::Notices(notices) => notices.run().await,
         Command::Replay(replay) => replay.run().await,
         Command::Record(record) => record.run().await,
         Command::Inspect(inspect) => inspect.run(),

@@ -8,6 +8,7 @@ pub mod guard;
 pub mod hooks;
 pub mod links;
 pub mod listener;
+pub mod notices;
 pub mod operator;
 pub mod rest;
 pub mod runtime;
@@ -155,6 +156,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/guardrails/{id}/claim", post(rest::claim))
         .route("/v1/guardrails/{id}/release", post(rest::release))
         .route("/v1/guardrails/{id}/why", get(rest::why))
+        .route("/v1/notices", get(notices::list))
+        .route("/v1/notices/{id}/retry", post(notices::retry))
         .route("/v1/subscribers/{id}/alive", post(events::alive))
         .route("/v1/tokens", post(rest::issue_token))
         .route("/v1/hooks/{connector}", post(hooks::hear))

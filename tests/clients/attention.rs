@@ -166,6 +166,11 @@ async fn meanwhile<T>(runtime: &mut Runtime, something: impl Future<Output = T>)
     }
 }
 
+/// The same for several clients at once, each with a gateway of its own.
+async fn each(clients: impl IntoIterator<Item = Client>, scene: impl AsyncFn(Client)) {
+    futures::future::join_all(clients.into_iter().map(|client| Box::pin(scene(client)))).await;
+}
+
 async fn straight(url: &str) -> String {
     url.to_owned()
 }
@@ -206,7 +211,7 @@ async fn a_stopped_process_of_the_command_line_is_nobody_who_looks() {
 
 #[tokio::test]
 async fn a_killed_process_leaves_its_grace_and_no_more() {
-    for client in CLIENTS {
+    each(CLIENTS, async |client| {
         let mut config = watchful();
         // Its kernel says so at once: no window is waited for.
         config.times.live_window = Duration::from_secs(30);
@@ -214,13 +219,14 @@ async fn a_killed_process_leaves_its_grace_and_no_more() {
         scene.program.signal(Signal::KILL);
         scene.somebody_is_told_once(client, "SIGKILL").await;
         scene.end().await;
-    }
+    })
+    .await;
 }
 
 /// What npm's client says at its `disconnect()` is understood over every transport: nobody comes back.
 #[tokio::test]
 async fn a_client_that_disconnects_leaves_no_grace() {
-    for client in CLIENTS.into_iter().filter(|client| *client != Client::Native) {
+    each(CLIENTS.into_iter().filter(|client| *client != Client::Native), async |client| {
         let mut config = watchful();
         config.times.grace = Duration::from_secs(60);
         let mut scene = Scene::begin(client, config, straight).await;
@@ -228,25 +234,27 @@ async fn a_client_that_disconnects_leaves_no_grace() {
         meanwhile(&mut scene.runtime, scene.program.says("left")).await;
         meanwhile(&mut scene.runtime, scene.receiver.wait_for("guardrail.opened", 1)).await;
         scene.end().await;
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_connection_that_is_half_open_behind_our_own_tunnel_is_nobody_who_looks() {
-    for client in CLIENTS {
+    each(CLIENTS, async |client| {
         let mut tunnel = None;
         let through = async |url: &str| tunnel.insert(Tunnel::to(url).await).url.clone();
         let mut scene = Scene::begin(client, watchful(), through).await;
         tunnel.as_ref().unwrap().turns(Weather::Dark);
         scene.somebody_is_told_once(client, "half-open TCP by a tunnel of ours, whose kernel acknowledges").await;
         scene.end().await;
-    }
+    })
+    .await;
 }
 
 /// In a namespace of its own, where the system permits one; elsewhere the tunnel above has to do.
 #[tokio::test]
 async fn a_connection_that_is_half_open_in_a_network_namespace_is_nobody_who_looks() {
-    for client in CLIENTS {
+    each(CLIENTS, async |client| {
         let namespace = match Namespace::make() {
             Ok(namespace) => namespace,
             Err(why) => {
@@ -263,5 +271,6 @@ async fn a_connection_that_is_half_open_in_a_network_namespace_is_nobody_who_loo
         namespace.lose_everything();
         scene.somebody_is_told_once(client, "half-open TCP in a network namespace").await;
         scene.end().await;
-    }
+    })
+    .await;
 }

@@ -17,6 +17,7 @@ mod forms;
 mod ladder;
 mod links;
 mod model;
+mod notices;
 mod pages;
 mod parley;
 mod reaching;

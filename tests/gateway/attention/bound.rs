@@ -106,8 +106,8 @@ async fn nobody_watches(stage: &Stage) -> Vec<Waiting> {
 
 /// What is still connected, and is not read.
 enum Dead {
-    Native(#[expect(dead_code, reason = "held open")] Subscriber),
-    SocketIo(#[expect(dead_code, reason = "held open")] Client),
+    Native(#[expect(dead_code, reason = "held open")] Box<Subscriber>),
+    SocketIo(#[expect(dead_code, reason = "held open")] Box<Client>),
 }
 
 async fn the_watchers_with_proof_are_dead(stage: &Stage) -> (Vec<Waiting>, Vec<Dead>) {
@@ -138,7 +138,7 @@ async fn dies_after_its_proof(stage: &Stage, session: &str, native: bool) -> imp
             (Some(mut subscriber), _) => {
                 subscriber.event("guardrail_trigger").await;
                 pong_once(&mut subscriber).await;
-                Dead::Native(subscriber)
+                Dead::Native(Box::new(subscriber))
             }
             (None, Some(mut client)) => {
                 let mut has_it = false;
@@ -147,7 +147,7 @@ async fn dies_after_its_proof(stage: &Stage, session: &str, native: bool) -> imp
                         Got::Text(ping) if ping == "2" => {
                             client.send("3").await;
                             if has_it {
-                                return Dead::SocketIo(client);
+                                return Dead::SocketIo(Box::new(client));
                             }
                         }
                         Got::Text(text) => {

@@ -179,7 +179,7 @@ enum Body {
     Native { subscriber: Box<Subscriber>, session: String },
     SocketIo(Box<Client>, By),
     Stream(Box<Streaming>),
-    Poll { door: TestGateway, url: String, key: Option<String> },
+    Poll { door: Box<TestGateway>, url: String, key: Option<String> },
 }
 
 impl Body {
@@ -188,7 +188,6 @@ impl Body {
             let auth = json!({ "sessionId": session, "apiKey": key });
             Self::SocketIo(Box::new(Client::join_with(&door, by, auth).await), by)
         };
-        let url = |path: String| format!("{}{path}", door.url);
         let key = key.map(str::to_owned);
         match surface {
             Surface::Native => {
@@ -202,8 +201,15 @@ impl Body {
             Surface::Stream | Surface::View => {
                 Self::Stream(Box::new(Streaming::open(door, session, surface == Surface::View, key).await))
             }
-            Surface::Page => Self::Poll { url: url(format!("/v1/sessions/{session}/events?since=start")), door, key },
-            Surface::Task => Self::Poll { url: url(format!("/task/{session}/t")), door, key },
+            Surface::Page | Surface::Task => {
+                let is_page = surface == Surface::Page;
+                let path = if is_page {
+                    format!("/v1/sessions/{session}/events?since=start")
+                } else {
+                    format!("/task/{session}/t")
+                };
+                Self::Poll { url: format!("{}{path}", door.url), door: Box::new(door), key }
+            }
         }
     }
 
@@ -264,7 +270,7 @@ impl Body {
             (Self::SocketIo(client, By::Websocket), End::Going) => client.close(1001).await,
             (Self::SocketIo(mut client, By::Websocket), End::Word) => client.send("1").await,
             (Self::SocketIo(client, _), _) => client.vanish(),
-            (Self::Stream(streaming), End::Clean) => drop(streaming.say(false).await),
+            (Self::Stream(streaming), End::Clean) => streaming.say(false).await,
             (Self::Stream(_) | Self::Poll { .. }, _) => {}
         }
     }
