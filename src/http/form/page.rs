@@ -57,7 +57,7 @@ pub(super) fn form(view: &GuardrailView, session: &str, seal: &str, again: &Agai
     main += "<dl>";
     fact(&mut main, "Site", view.domain.as_deref());
     fact(&mut main, "Session", Some(session));
-    fact(&mut main, "Answer until", view.expires_at.get(11..16).map(|minute| format!("{minute} UTC")).as_deref());
+    fact(&mut main, "Answer until", until(&view.expires_at).as_deref());
     main += "</dl>\n";
     main += &format!("<p class=\"question\" dir=\"auto\">{}</p>\n", escaped(&view.value));
     if let Some(said) = &view.website_error {
@@ -89,6 +89,11 @@ fn page(title: &str, main: &str) -> String {
     let (before, rest) = PAGE.split_once("{{title}}").expect("the page has a title");
     let (between, after) = rest.split_once("{{main}}").expect("the page has a middle");
     [before, &escaped(title), between, main, after].concat()
+}
+
+/// The day and minute of an RFC 3339 time.
+fn until(time: &str) -> Option<String> {
+    Some(format!("{} {} UTC", time.get(..10)?, time.get(11..16)?))
 }
 
 fn fact(main: &mut String, name: &str, value: Option<&str>) {
