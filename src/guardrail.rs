@@ -146,14 +146,14 @@ pub enum Answering {
 /// Every guardrail of a session, by id.
 pub struct Book {
     rules: GuardrailRules,
-    by_id: HashMap<String, Guardrail>,
+    by_id: BTreeMap<String, Guardrail>,
     /// Versions of records whose guardrails the log does not know: their raising was not taken.
     unraised: HashMap<String, Version>,
 }
 
 impl Book {
     pub fn new(rules: GuardrailRules) -> Self {
-        Self { rules, by_id: HashMap::new(), unraised: HashMap::new() }
+        Self { rules, by_id: BTreeMap::new(), unraised: HashMap::new() }
     }
 
     /// A guardrail as its record or the log has it.

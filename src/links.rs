@@ -308,4 +308,20 @@ fn decoded(value: &[u8]) -> Option<Vec<Link>> {
 }
 
 #[cfg(test)]
+impl Links {
+    /// Links that are there without a code.
+    pub(crate) fn with(engine: Arc<dyn Engine>, links: Vec<Link>) -> Self {
+        let made = Self::new(engine);
+        for link in links {
+            let project = link.project.clone();
+            let mut of_project = made.of_project(&project);
+            of_project.push(link);
+            let version = Version::try_from(of_project.len()).expect("few links");
+            made.show(&project, version, of_project);
+        }
+        made
+    }
+}
+
+#[cfg(test)]
 mod tests;

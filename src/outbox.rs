@@ -599,5 +599,5 @@ fn time_text(at_ms: u64) -> String {
 
 /// Wall time in milliseconds: for what is stored. Waiting itself is on the monotonic clock.
 fn wall_ms() -> u64 {
-    crate::clock::milliseconds(OffsetDateTime::now_utc())
+    crate::clock::milliseconds(crate::clock::now())
 }

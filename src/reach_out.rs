@@ -12,7 +12,10 @@ use std::time::Duration;
 use onlooker_protocol::view::ReachOutMode;
 use tokio::time::Instant;
 
-use crate::watch::{Leave, Presence};
+use crate::{
+    sabotage::{self, Guard},
+    watch::{Departure, Leave, Presence},
+};
 
 /// The windows of the rules.
 #[derive(Clone, Copy, Debug)]
@@ -206,9 +209,14 @@ fn grace_after_proof(inputs: &Inputs<'_>) -> Option<Instant> {
     let left = inputs.presence.departures.iter().filter(|departure| {
         departure.leave == Leave::Abnormal
             && relevant(inputs, departure.able)
-            && departure.proved >= Some(inputs.offset)
+            && had_it(inputs, departure)
     });
     left.map(|departure| departure.at + inputs.windows.grace).max()
+}
+
+/// Whoever left without proof of it was no cover, and its leaving moves no time.
+fn had_it(inputs: &Inputs<'_>, departure: &Departure) -> bool {
+    departure.proved >= Some(inputs.offset) || sabotage::is_off(Guard::GraceOrigin)
 }
 
 /// 5 s after the last able watcher left, if that was abnormally and before the raising.
@@ -236,7 +244,7 @@ fn first_look_origin(inputs: &Inputs<'_>) -> Instant {
         .presence
         .departures
         .iter()
-        .filter(|departure| relevant(inputs, departure.able) && departure.proved >= Some(inputs.offset))
+        .filter(|departure| relevant(inputs, departure.able) && had_it(inputs, departure))
         .map(|departure| departure.at)
         .max();
     cover_ended.map_or(inputs.raised_at, |ended| ended.max(inputs.raised_at))

@@ -10,6 +10,10 @@ pub enum Guard {
     Redactor,
     /// A reach-out decision is taken again, with fresh inputs, at the moment of sending.
     Recheck,
+    /// Only who had the question leaves a grace and moves the time for a first look.
+    GraceOrigin,
+    /// Each revision of a question has notices of its own.
+    KeyRevision,
     /// The first answer wins by compare-and-set.
     CompareAndSet,
     /// An append under an old term is refused.
@@ -43,6 +47,8 @@ fn parse(list: &str) -> Vec<Guard> {
         .map(|name| match name {
             "redactor" => Guard::Redactor,
             "recheck" => Guard::Recheck,
+            "grace_origin" => Guard::GraceOrigin,
+            "key_revision" => Guard::KeyRevision,
             "compare_and_set" => Guard::CompareAndSet,
             "fence" => Guard::Fence,
             "byte_bound" => Guard::ByteBound,
@@ -63,6 +69,8 @@ mod tests {
         let guards = [
             Guard::Redactor,
             Guard::Recheck,
+            Guard::GraceOrigin,
+            Guard::KeyRevision,
             Guard::CompareAndSet,
             Guard::Fence,
             Guard::ByteBound,

@@ -34,6 +34,7 @@ use crate::{
     ids::{SessionId, time_ordered_id},
     notifier::{self, Extras, Message, Receipt, split_target},
     reach_out::ladder::Rung,
+    sabotage::{self, Guard},
 };
 
 /// The type of an update that says that the question is put again, under another revision.
@@ -455,7 +456,10 @@ pub(super) fn name(key: &NoticeKey) -> String {
         Rung { step, round } => format!("{step}-{round}"),
     };
     match &key.subject {
-        NoticeSubject::Guardrail { id, revision } => format!("g.{}.{revision}.{step}.{target}", escaped(id)),
+        NoticeSubject::Guardrail { id, revision } => {
+            let revision = if sabotage::is_off(Guard::KeyRevision) { &0 } else { revision };
+            format!("g.{}.{revision}.{step}.{target}", escaped(id))
+        }
         NoticeSubject::Result { task } => format!("r.{}.{step}.{target}", escaped(task)),
     }
 }

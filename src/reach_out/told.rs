@@ -88,6 +88,11 @@ impl Told {
         self.notices.values().any(|state| *state == NoticeState::Confirmed)
     }
 
+    /// Somebody has it, and nobody else is still to get it.
+    pub fn is_done(&self) -> bool {
+        self.is_confirmed() && self.notices.values().all(|state| *state == NoticeState::Confirmed || is_dead(*state))
+    }
+
     fn first(&self, target: &str) -> Option<NoticeState> {
         self.notices.get(&(target.to_owned(), Rung::default())).copied()
     }

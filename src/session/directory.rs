@@ -14,7 +14,6 @@ use onlooker_protocol::{
     view::{GuardrailState, GuardrailView, SessionStatus, SessionView},
 };
 use serde_json::json;
-use time::OffsetDateTime;
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     time::Instant,
@@ -489,7 +488,7 @@ impl Owners for Directory {
             let Some(asked) = asked.filter(|asked| asked.state == GuardrailState::Open) else {
                 return Extras::default();
             };
-            let form = || services.forms.link(id, OffsetDateTime::now_utc());
+            let form = || services.forms.link(id, clock::now());
             let in_chat = services.targets.is_chat(split_target(&key.target).0);
             let committed = snapshot.position.offset + 1;
             Extras {

@@ -158,6 +158,7 @@ async fn words_to_the_bot_are_told_and_answered_where_nobody_else_reads() {
         text: "Never here.".to_owned(),
         link: Some(("Open the form".to_owned(), "https://onlooker.example/form/t".to_owned())),
         erase: true,
+        refused: true,
     };
     let mut running = Running::start(requests(&fake), reply);
     let request = event_request(&event("Ev1", &direct("1.1", "my password is &lt;b&amp;c&gt;")));
