@@ -271,4 +271,6 @@ impl Inputs<'_> {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

@@ -149,8 +149,11 @@ fn any_edge() -> impl Strategy<Value = Edge> {
     let attentive = prop_oneof![Just(Attentive::CannotSay), Just(Attentive::Active), Just(Attentive::Idle)];
     let leave = prop_oneof![Just(Leave::Clean), Just(Leave::Abnormal)];
     prop_oneof![
-        (any::<bool>(), proptest::bool::weighted(0.1), attentive)
-            .prop_map(|(able, observer, attentive)| Edge::Enter { able, observer, attentive }),
+        (any::<bool>(), proptest::bool::weighted(0.1), attentive).prop_map(|(able, observer, attentive)| Edge::Enter {
+            able,
+            observer,
+            attentive
+        }),
         (0..6u64).prop_map(Edge::Alive),
         (0..6u64, 0..9u64).prop_map(|(who, offset)| Edge::Proved(who, offset)),
         (0..6u64, any::<bool>()).prop_map(|(who, active)| Edge::Attention(who, active)),
@@ -194,7 +197,8 @@ fn apply(edge: &Edge, book: &mut Book, simple: &mut Simple, now: Instant) {
     match *edge {
         Edge::Enter { able, observer, attentive } => {
             let (subscriber, who) = (String::new(), String::new());
-            let newcomer = Newcomer { subscriber, who, via: "websocket", observer, able, sees_results: able, attentive };
+            let newcomer =
+                Newcomer { subscriber, who, via: "websocket", observer, able, sees_results: able, attentive };
             let id = book.enter(newcomer, now);
             simple.entries.insert(id, book.entries[&id].clone());
         }
