@@ -280,4 +280,6 @@ impl Inputs<'_> {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
