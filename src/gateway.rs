@@ -17,7 +17,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Auth, SigningKey},
-    chat::{Connector, Connectors, Desk, desk::ChatDesk, marks::MarkKey},
+    chat::{
+        Connector, Connectors, Desk,
+        desk::ChatDesk,
+        marks::MarkKey,
+        slack::{Slack, SlackOptions},
+        telegram::Telegram,
+    },
     config::{Config, ConfigError},
     control::ControlTimes,
     engine::{
@@ -63,6 +69,8 @@ pub enum StartError {
     Tls(#[from] tls::TlsError),
     #[error("the notify webhook: {0}")]
     Webhook(#[from] WebhookError),
+    #[error("the HTTP client of the chats cannot be built")]
+    Chats(#[source] reqwest::Error),
     #[error("the data directory cannot be used")]
     Data(#[from] OpenError),
     #[error(transparent)]
@@ -124,7 +132,7 @@ impl Gateway {
             _ => None,
         };
         let times = outbox_times(&config);
-        let connectors = connectors(&config);
+        let connectors = connectors(&config).map_err(StartError::Chats)?;
         let (outbox, dispatcher) = Outbox::new(Arc::clone(&engine), notifiers(&config, times, &connectors)?, times);
         let stop = Stop::new(config.times.drain);
         let files = Files::open(FilesOptions::from(&config)).await.map_err(StartError::Files)?;
@@ -316,8 +324,16 @@ struct Chats {
 }
 
 /// The chats that the configuration names.
-fn connectors(_config: &Config) -> Connectors {
-    Connectors::default()
+fn connectors(config: &Config) -> Result<Connectors, reqwest::Error> {
+    let mut chats: Vec<Arc<dyn Connector>> = Vec::new();
+    let public_url = config.listen.public_url.as_ref();
+    if let Some(telegram) = Telegram::new(&config.telegram, public_url, config.times.notice_timeout)? {
+        chats.push(Arc::new(telegram));
+    }
+    if let Some(options) = SlackOptions::from_config(config) {
+        chats.push(Arc::new(Slack::new(options)?));
+    }
+    Ok(chats.into_iter().collect())
 }
 
 fn notifiers(config: &Config, times: OutboxTimes, chats: &Connectors) -> Result<Notifiers, WebhookError> {

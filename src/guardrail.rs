@@ -82,6 +82,8 @@ pub struct Guardrail {
     /// What the runtime gets with the outcome holds values of secret fields.
     hands_over_secrets: bool,
     pub decisions: VecDeque<WhyView>,
+    /// Nobody is looking, and nobody is left who could be told. Found anew by each decision.
+    pub unreachable: bool,
     /// The version of its record in the engine.
     pub version: Option<Version>,
 }
@@ -248,6 +250,7 @@ impl Book {
             filled,
             hands_over_secrets: false,
             decisions: VecDeque::new(),
+            unreachable: false,
             version,
         };
         self.by_id.insert(id.clone(), guardrail);

@@ -33,6 +33,7 @@ pub struct Metrics {
     notices: Family<[(&'static str, &'static str); 1], Gauge>,
     task_webhooks: Family<[(&'static str, &'static str); 1], Counter>,
     callbacks_refused: Family<[(&'static str, &'static str); 2], Counter>,
+    chats_working: Family<[(&'static str, &'static str); 1], Gauge>,
     sessions: Gauge,
     connections: Gauge,
     stored_bytes: Gauge,
@@ -90,6 +91,9 @@ impl Metrics {
         registry.register("refusals", "Requests and events refused, by code", refusals.clone());
         registry.register("closes", "Connections closed by the gateway, by code", closes.clone());
         registry.register("notices", "Notices by what became of them", notices.clone());
+        let chats_working = Family::default();
+        let help = "Whether a chat accepts our credential: 1, or 0 until somebody changes something";
+        registry.register("chats_working", help, chats_working.clone());
         let callbacks_refused = Family::default();
         let help = "What came from chats and was refused, by chat and reason";
         registry.register("callbacks_refused", help, callbacks_refused.clone());
@@ -128,6 +132,7 @@ impl Metrics {
             notices,
             task_webhooks,
             callbacks_refused,
+            chats_working,
             sessions,
             connections,
             stored_bytes,
@@ -153,6 +158,10 @@ impl Metrics {
     /// Something that came from a chat was refused.
     pub fn callback_refused(&self, chat: &'static str, why: &'static str) {
         self.callbacks_refused.get_or_create(&[("chat", chat), ("reason", why)]).inc();
+    }
+
+    pub fn chat_works(&self, chat: &'static str, works: bool) {
+        self.chats_working.get_or_create(&[("chat", chat)]).set(i64::from(works));
     }
 
     /// What became of a task's webhook.

@@ -5,6 +5,7 @@
 //! test, and in a model. Windows are half open: at their end they are over.
 
 pub mod ladder;
+pub mod told;
 
 use std::time::Duration;
 
@@ -137,6 +138,7 @@ impl Why {
 /// The first rule that fits.
 pub fn decide(inputs: &Inputs<'_>) -> Decision {
     rule_1_off_or_closed(inputs)
+        .or_else(|| result_proved(inputs))
         .or_else(|| rule_2_held(inputs))
         .or_else(|| rule_3_notified(inputs))
         .or_else(|| rule_4_covered(inputs))
@@ -163,6 +165,13 @@ fn rule_1_off_or_closed(inputs: &Inputs<'_>) -> Option<Decision> {
     }
 }
 
+/// A result that somebody has seen stays seen, also after they left, and whoever has control: that settles it before
+/// the other rules, for who has seen it is forgotten with the process.
+fn result_proved(inputs: &Inputs<'_>) -> Option<Decision> {
+    let seen = matches!(inputs.subject, Subject::Result { .. }) && inputs.presence.has_had(inputs.offset);
+    if seen { nothing(Why::ResultProved) } else { None }
+}
+
 fn rule_2_held(inputs: &Inputs<'_>) -> Option<Decision> {
     let until = inputs.held_until.filter(|until| inputs.now < *until)?;
     look_again(Some(until), Why::Held)
@@ -178,14 +187,10 @@ fn rule_3_notified(inputs: &Inputs<'_>) -> Option<Decision> {
 }
 
 fn rule_4_covered(inputs: &Inputs<'_>) -> Option<Decision> {
-    match inputs.subject {
-        Subject::Guardrail { .. } if inputs.is_covered() && !inputs.step_is_due() => {
-            look_again(inputs.presence.next_change.into_iter().chain(inputs.next_step).min(), Why::Covered)
-        }
-        // A result that somebody has seen stays seen, also after they left.
-        Subject::Result { .. } if inputs.presence.has_had(inputs.offset) => nothing(Why::ResultProved),
-        _ => None,
+    if !inputs.is_covered() || inputs.step_is_due() {
+        return None;
     }
+    look_again(inputs.presence.next_change.into_iter().chain(inputs.next_step).min(), Why::Covered)
 }
 
 /// The three origins of a grace, and no others: a newcomer without proof never moves one.

@@ -60,7 +60,8 @@ impl Card {
         };
         (card.text, card.cut) = cut(&card.text, limit);
         if card.cut && card.links.is_empty() {
-            card.hint = Some("The text is cut; the console shows the whole of it.".to_owned());
+            let whole = "The text is cut; the console shows the whole of it.";
+            card.hint = Some(card.hint.map_or_else(|| whole.to_owned(), |hint| format!("{hint} {whole}")));
         }
         card
     }

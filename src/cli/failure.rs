@@ -79,7 +79,8 @@ impl From<StartError> for Failure {
             | StartError::Data(_)
             | StartError::Restore(_)
             | StartError::Files(_)
-            | StartError::SigningKey(_) => Status::Failed,
+            | StartError::SigningKey(_)
+            | StartError::Chats(_) => Status::Failed,
             StartError::Config(_) | StartError::Tls(_) | StartError::Webhook(_) => Status::Usage,
         };
         Self::new(status, chain(&error))

@@ -13,7 +13,7 @@ use onlooker_protocol::code::{Code, Refusal};
 use tokio::time::Instant;
 
 use super::{App, Refused, bearer};
-use crate::{config::key::Scope, metrics::Present};
+use crate::{chat::Health, config::key::Scope, metrics::Present};
 
 /// The process does its work. When it no longer can, starting it again is the cure: the disk failed to sync.
 pub async fn healthz(State(app): State<App>) -> Result<&'static str, Refused> {
@@ -51,6 +51,9 @@ pub async fn metrics(State(app): State<App>, headers: axum::http::HeaderMap) -> 
     ];
     for (state, count) in counts {
         app.metrics.notices(state, count.load(Ordering::Relaxed));
+    }
+    for chat in app.connectors.iter() {
+        app.metrics.chat_works(chat.name(), chat.health() == Health::Working);
     }
     let text = app.metrics.text(Present {
         sessions: app.directory.len(),

@@ -112,6 +112,14 @@ impl Targets {
         targets
     }
 
+    /// Whether a target may still be told: a chat that was unlinked may not.
+    pub fn may_be_told(&self, target: &str, project: &Project, environment: Option<&str>) -> bool {
+        let has = |targets: &[String]| targets.iter().any(|known| known == target);
+        self.fallback.as_deref() == Some(target)
+            || self.links.targets(project, environment).iter().any(|tier| has(tier))
+            || self.ladder(project).is_some_and(|ladder| ladder.names(target))
+    }
+
     /// The project's ladder; `None` where it has no step.
     pub fn ladder(&self, project: &Project) -> Option<Ladder> {
         (!self.ladder.is_empty()).then(|| Ladder::of(&self.ladder, project))

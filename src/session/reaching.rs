@@ -18,11 +18,14 @@ use crate::{
     outbox::{Draft as NoticeDraft, NoticeKey, NoticeState, NoticeSubject, Queued, Thread, Verdict},
     reach_out::{
         self, Action, Decision, Inputs, Subject, Why,
-        ladder::{Ladder, Rung},
+        ladder::Rung,
+        told::{self, Next, Told},
     },
     watch::Presence,
 };
 
+/// How often it is looked whether there is somebody to tell by now.
+const UNREACHABLE_EVERY: Duration = Duration::from_secs(5);
 /// Results that somebody is still to see.
 const RESULTS: usize = 32;
 
@@ -36,63 +39,6 @@ pub(super) struct Reaching {
     results: Vec<ResultDue>,
     closings: VecDeque<Closing>,
     next_look: Option<Instant>,
-}
-
-/// Who has a notice of one question or result, and how far the ladder was climbed for it.
-#[derive(Default)]
-struct Told {
-    notices: HashMap<(String, Rung), NoticeState>,
-    /// When the first notice was written.
-    first_at: Option<Instant>,
-    /// The highest rung, with the time at which it was reached.
-    reached: Option<(Rung, Instant)>,
-    /// The process ended on that rung, perhaps before everybody on it had a notice.
-    unfinished: bool,
-}
-
-impl Told {
-    fn wrote(&mut self, target: &str, rung: Rung, state: NoticeState, at: Instant) {
-        self.notices.insert((target.to_owned(), rung), state);
-        if rung == Rung::default() {
-            self.first_at = Some(self.first_at.map_or(at, |first| first.min(at)));
-        }
-    }
-
-    fn is_confirmed(&self) -> bool {
-        self.notices.values().any(|state| *state == NoticeState::Confirmed)
-    }
-
-    /// Somebody has it, and nobody else is still to get it.
-    fn is_done(&self) -> bool {
-        self.is_confirmed() && self.notices.values().all(|state| *state == NoticeState::Confirmed || is_dead(*state))
-    }
-
-    fn first(&self, target: &str) -> Option<NoticeState> {
-        self.notices.get(&(target.to_owned(), Rung::default())).copied()
-    }
-
-    /// Whom to tell first and who has no notice yet: of the tier that was told, and of the next one once nobody in it
-    /// can be reached.
-    fn missing(&self, tiers: &[Vec<String>]) -> Vec<String> {
-        let is_alive = |target: &String| self.first(target).is_some_and(|state| !is_dead(state));
-        let told = tiers.iter().find(|tier| tier.iter().any(is_alive));
-        let left = || tiers.iter().find(|tier| tier.iter().any(|target| self.first(target).is_none()));
-        let tier = told.or_else(left).map(Vec::as_slice).unwrap_or_default();
-        tier.iter().filter(|target| self.first(target).is_none()).cloned().collect()
-    }
-
-    fn next_rung(&self, ladder: &Ladder, raised_at: Instant) -> Option<(Rung, Instant)> {
-        match self.reached {
-            Some(reached) if self.unfinished => Some(reached),
-            Some((rung, at)) => ladder.above(rung, at),
-            None => ladder.above(Rung::default(), self.first_at.unwrap_or(raised_at)),
-        }
-    }
-}
-
-/// Whether nobody should wait for it any more.
-fn is_dead(state: NoticeState) -> bool {
-    matches!(state, NoticeState::GivenUp | NoticeState::Rejected)
 }
 
 /// A closed revision whose messages do not say so yet.
@@ -138,23 +84,19 @@ impl Reaching {
         self.results = stored.iter().map(due).collect();
     }
 
-    /// What the outbox has. A notice that was dropped before anybody had it may be asked for again.
+    /// What the outbox has.
     pub(super) fn restore_notices(&mut self, states: Vec<(NoticeKey, NoticeState, u64)>) {
         let (now, wall) = (Instant::now(), clock::milliseconds(clock::now()));
         for (key, state, at_ms) in states {
-            if state == NoticeState::Dropped {
-                continue;
-            }
             let at = now.checked_sub(Duration::from_millis(wall.saturating_sub(at_ms))).unwrap_or(now);
-            let told = self.told.entry(key.subject).or_default();
-            told.wrote(&key.target, key.rung, state, at);
-            if key.rung > told.reached.map(|(rung, _)| rung).unwrap_or_default() {
-                told.reached = Some((key.rung, at));
-                told.unfinished = true;
-            }
+            self.told.entry(key.subject).or_default().restored(&key.target, key.rung, state, at);
         }
         let told = &self.told;
         self.results.retain(|result| !told.get(&result.subject()).is_some_and(Told::is_done));
+    }
+
+    fn is_told(&self, subject: &NoticeSubject) -> bool {
+        self.told.get(subject).is_some_and(|told| !told.is_empty())
     }
 
     fn look_at(&mut self, at: Option<Instant>) {
@@ -187,47 +129,47 @@ impl Owner {
         let Some(raised_at) = self.book.get(id).map(|guardrail| guardrail.raised_at) else { return };
         let missing = self.missing(&subject);
         let rung = self.next_rung(&subject, raised_at);
-        let notified = missing.is_empty() && self.reaching.told.contains_key(&subject);
+        let notified = missing.is_empty() && self.reaching.is_told(&subject);
         let Some(inputs) = self.guardrail_inputs(id, (notified, rung.map(|(_, due)| due)), presence, now) else {
             return;
         };
         let decision = reach_out::decide(&inputs);
-        let inputs = self.why_inputs(&inputs);
+        let shown = self.why_inputs(&inputs);
         let mut why = decision.why.sentence();
-        match (decision.action, decision.why, rung) {
-            (Action::Send, Why::StepDue, Some((rung, _))) => self.climb(id, &subject, rung, now).await,
-            (Action::Send, ..) if missing.is_empty() => why = NO_TARGET,
-            (Action::Send, ..) => {
+        let nobody = Told::default();
+        let told = self.reaching.told.get(&subject).unwrap_or(&nobody);
+        match told.next(decision, missing, rung.map(|(rung, _)| rung)) {
+            Next::Climb(rung) => self.climb(id, &subject, rung, now).await,
+            Next::Tell(missing) => {
                 self.notify_of_guardrail(id, &subject, (&missing, Rung::default()), decision.why, now).await;
             }
-            (Action::LookAgain(at), ..) => self.reaching.look_at(at),
-            (Action::Nothing, Why::AlreadyNotified, _) if self.nobody_is_left(&subject) => why = NOBODY_LEFT,
-            (Action::Nothing, ..) => {}
+            Next::NoTarget => why = NO_TARGET,
+            Next::NobodyLeft => why = NOBODY_LEFT,
+            Next::LookAgain(at) => self.reaching.look_at(at),
+            Next::Nothing => {}
         }
-        self.count_unreached(id, &subject, inputs.covered);
-        self.keep_why(id, (decision, why, inputs), now).await;
+        if let Some(guardrail) = self.book.get_mut(id) {
+            let unreachable = why == NO_TARGET || why == NOBODY_LEFT;
+            self.summary_stale |= guardrail.unreachable != unreachable;
+            guardrail.unreachable = unreachable;
+            if unreachable {
+                // Somebody may be linked meanwhile.
+                self.reaching.look_at(Some(now + UNREACHABLE_EVERY));
+            }
+        }
+        self.count_unreached(id, &subject, &inputs);
+        self.keep_why(id, (decision, why, shown), now).await;
     }
 
     /// Whom to tell first and who has no notice yet.
     fn missing(&self, subject: &NoticeSubject) -> Vec<String> {
         let tiers = self.services.targets.tiers(&self.session.project, self.asked.environment_id.as_deref());
-        match self.reaching.told.get(subject) {
-            Some(told) => told.missing(&tiers),
-            None => tiers.into_iter().next().unwrap_or_default(),
-        }
+        self.reaching.told.get(subject).unwrap_or(&Told::default()).missing(&tiers)
     }
 
     fn next_rung(&self, subject: &NoticeSubject, raised_at: Instant) -> Option<(Rung, Instant)> {
         let ladder = self.services.targets.ladder(&self.session.project)?;
-        match self.reaching.told.get(subject) {
-            Some(told) => told.next_rung(&ladder, raised_at),
-            None => Told::default().next_rung(&ladder, raised_at),
-        }
-    }
-
-    /// Everybody who could be told refused for good, or may have been told twice for nothing.
-    fn nobody_is_left(&self, subject: &NoticeSubject) -> bool {
-        self.reaching.told.get(subject).is_some_and(|told| told.notices.values().all(|state| is_dead(*state)))
+        self.reaching.told.get(subject).unwrap_or(&Told::default()).next_rung(&ladder, raised_at)
     }
 
     /// Tells those on the next rung of the ladder.
@@ -240,10 +182,7 @@ impl Owner {
             return;
         }
         let told = self.reaching.told.entry(subject.clone()).or_default();
-        told.unfinished = false;
-        if told.reached.is_none_or(|(reached, _)| reached < rung) {
-            told.reached = Some((rung, now));
-        }
+        told.climbed(rung, now);
         let next = told.next_rung(&ladder, now).map(|(_, due)| due);
         self.reaching.look_at(next);
     }
@@ -316,13 +255,12 @@ impl Owner {
     }
 
     /// Open, the mode reaches out, and neither covered, held, nor notified.
-    fn count_unreached(&self, id: &str, subject: &NoticeSubject, covered: bool) {
+    fn count_unreached(&self, id: &str, subject: &NoticeSubject, inputs: &Inputs<'_>) {
         let Some(guardrail) = self.book.get(id) else { return };
         let confirmed = self.reaching.told.get(subject).is_some_and(Told::is_confirmed);
         let held = guardrail.claimed_until().is_some() || self.wheel.lease().is_some();
-        let reaches_out = self.asked.reach_out_mode != ReachOutMode::Off;
         let open = guardrail.view.state == GuardrailState::Open;
-        let unreached = open && reaches_out && !covered && !held && !confirmed;
+        let unreached = told::is_unreached(inputs, open, held, confirmed);
         self.services.unreached.set(self.session.id, id, unreached.then_some(guardrail.raised_at));
     }
 
@@ -382,7 +320,7 @@ impl Owner {
     async fn reach_out_for_results(&mut self, presence: &Presence, now: Instant) {
         for task in self.reaching.results.iter().map(|result| result.task.clone()).collect::<Vec<_>>() {
             let subject = NoticeSubject::Result { task: task.clone() };
-            let notified = self.reaching.told.contains_key(&subject) && self.missing(&subject).is_empty();
+            let notified = self.reaching.is_told(&subject) && self.missing(&subject).is_empty();
             let Some(inputs) = self.result_inputs(&task, notified, presence, now) else { continue };
             let decision = reach_out::decide(&inputs);
             match decision.action {
@@ -450,30 +388,22 @@ impl Owner {
         let inputs = match &key.subject {
             NoticeSubject::Guardrail { id, revision } => {
                 let current = self.book.get(id).is_some_and(|guardrail| guardrail.view.revision == *revision);
-                // A rung of the ladder was due when it was written, and stays so.
-                let due = (key.rung.step > 0, (key.rung.step > 0).then_some(now));
+                let due = told::at_sending(key.rung, now);
                 current.then(|| self.guardrail_inputs(id, due, &presence, now)).flatten()
             }
             NoticeSubject::Result { task } => self.result_inputs(task, false, &presence, now),
         };
         let Some(inputs) = inputs else { return Verdict::Drop };
-        let decision = reach_out::decide(&inputs);
-        match decision.action {
-            Action::Send => Verdict::Send,
-            Action::Nothing => Verdict::Drop,
-            // Covered for as long as it is: a change of presence is found at the latest with the next look.
-            Action::LookAgain(at) => {
-                let longest = Duration::from_secs(1);
-                Verdict::LookAgain(at.map_or(longest, |at| (at - now).min(longest)))
-            }
+        let environment = self.asked.environment_id.as_deref();
+        if !self.services.targets.may_be_told(&key.target, &self.session.project, environment) {
+            return Verdict::Drop;
         }
+        told::verdict(reach_out::decide(&inputs), now)
     }
 
     pub(super) fn notice_settled(&mut self, key: &NoticeKey, state: NoticeState) {
         let Some(told) = self.reaching.told.get_mut(&key.subject) else { return };
-        if let Some(known) = told.notices.get_mut(&(key.target.clone(), key.rung)) {
-            *known = state;
-        }
+        told.settled(&key.target, key.rung, state);
         if let NoticeSubject::Result { task } = &key.subject
             && told.is_done()
         {

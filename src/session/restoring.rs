@@ -323,7 +323,7 @@ impl Owner {
     /// What the outbox has of this session's questions and results. A card of a question that closed is told so, in
     /// case the process ended in between.
     async fn restore_notices(&mut self) -> Result<(), EngineError> {
-        let states = self.services.outbox.states(self.id()).await?;
+        let states = self.services.outbox.resume(self.id()).await?;
         if states.is_empty() {
             return Ok(());
         }

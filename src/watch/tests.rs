@@ -179,7 +179,7 @@ fn who_reads_a_later_result_has_not_read_an_earlier_one() {
     for offset in 100..200 {
         poll.written_result(offset);
     }
-    assert_eq!(watch.presence(start).results_read.len(), RESULTS_READ, "bounded");
+    assert_eq!(watch.presence(start).results_read.len(), book::RESULTS_READ, "bounded");
     poll.written(None, Some(9));
     assert!(watch.presence(start).has_had(4), "a page carries all of them");
 }
@@ -233,27 +233,6 @@ fn the_next_change_is_the_earliest_lapse_of_those_who_count() {
     assert_eq!(watch.presence(start + seconds(5)).next_change, Some(start + seconds(20)));
     assert_eq!(watch.presence(start + seconds(20)).next_change, Some(start + seconds(25)));
     assert_eq!(watch.presence(start + seconds(25)).next_change, None);
-}
-
-fn departure(at: Instant, proved: Option<u64>) -> Departure {
-    Departure { at, leave: Leave::Abnormal, able: true, proved, last_able: true }
-}
-
-#[test]
-fn of_departures_only_those_that_could_still_matter_are_kept() {
-    let (_, start) = begin();
-    let mut book = Book::default();
-    let mut depart = |second: u64, proved| book.depart(start + seconds(second), Leave::Abnormal, true, proved, TIMES);
-    depart(0, Some(5));
-    depart(1, Some(3));
-    depart(2, Some(4));
-    let kept = |book: &Book| book.departures.clone();
-    assert_eq!(kept(&book), [departure(start, Some(5)), departure(start + seconds(2), Some(4))]);
-    book.depart(start + seconds(3), Leave::Clean, true, Some(9), TIMES);
-    assert_eq!(kept(&book).len(), 3, "a clean leave is of another nature");
-    book.depart(start + seconds(11), Leave::Abnormal, true, None, TIMES);
-    assert_eq!(kept(&book).len(), 3, "after its time the oldest is forgotten");
-    assert!(!kept(&book).contains(&departure(start, Some(5))));
 }
 
 #[test]

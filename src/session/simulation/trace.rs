@@ -71,7 +71,7 @@ pub(super) enum Event {
     PollRead { who: u64, questions: u64, result: Option<u64> },
     PollEnds { who: u64 },
     ClaimAsked { subject: Subject, length_ms: u64, by: u64, connection: bool },
-    Claimed { subject: Subject, by: u64 },
+    Claimed { subject: Subject, by: u64, granted: bool },
     ReleaseAsked { subject: Subject, by: u64 },
     Released { subject: Subject, by: u64 },
     ConnectionLost { by: u64 },
@@ -80,7 +80,8 @@ pub(super) enum Event {
     // --- messages
     Sends { nth: u64, target: String, id: String, kind: String, repeat: bool, step: u32, subject: Subject, card: bool },
     Arrives { nth: u64 },
-    Sent { nth: u64, outcome: Outcome },
+    /// With for how long the other end wants to hear nothing, and whether at any address.
+    Sent { nth: u64, outcome: Outcome, wish_ms: u64, all: bool },
     // --- at the end
     Unreached { count: usize },
     Final { subject: Subject, target: String, rung: (u32, u32), state: &'static str },

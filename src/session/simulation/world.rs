@@ -282,7 +282,7 @@ impl Life {
                 Some(session) if session.snapshot().await.is_ok() => {}
                 _ => self.trace().push(Event::Gone { session: nth }),
             }
-            for (key, state, _) in services.outbox.states(id).await.expect("the engine answers") {
+            for (key, state, _) in services.outbox.resume(id).await.expect("the engine answers") {
                 let NoticeKey { subject, target, rung, .. } = key;
                 let subject = match subject {
                     NoticeSubject::Guardrail { id, revision } => Subject::Question { session: nth, id, revision },
