@@ -244,7 +244,8 @@ impl<'a> Checker<'a> {
             let release = |event: &Event| matches!(event, Event::ReleaseAsked { by: other, subject: of } if other == by && of == subject);
             let lost = |event: &Event| matches!(event, Event::ConnectionLost { by: other } if other == by);
             let mut maybe = (*asked, granted.unwrap_or(life.1) + length_ms);
-            let mut surely = (granted.unwrap_or(u64::MAX), *asked + length_ms);
+            // In the millisecond of its granting, what was decided just before is sent.
+            let mut surely = (granted.map_or(u64::MAX, |at| at + 1), *asked + length_ms);
             surely.1 = surely.1.min(told(&release).unwrap_or(u64::MAX)).min(next);
             if *connection {
                 let left = told(&lost).unwrap_or(u64::MAX).saturating_add(CLAIM_GRACE).min(life.1);
@@ -436,7 +437,7 @@ impl<'a> Checker<'a> {
         }
         let first = sent.iter().filter(|message| message.step == 0).min_by_key(|message| message.at);
         if let Some(first) = first {
-            self.measure(due, excuses, first.at);
+            self.measure(due, excuses, first);
         }
     }
 
@@ -468,9 +469,9 @@ impl<'a> Checker<'a> {
         dead
     }
 
-    fn measure(&mut self, due: &Due, excuses: &Excuses, at: u64) {
-        let (from, starts) = (due.raised, self.starts());
-        let others = excuses.held_perhaps.or(&self.trouble).or(&self.down()).or(&starts);
+    fn measure(&mut self, due: &Due, excuses: &Excuses, first: &Message) {
+        let (from, at, starts) = (due.raised, first.at, self.starts());
+        let others = excuses.held_perhaps.or(&self.trouble).or(&self.down()).or(&starts).or(&self.busy(&first.target));
         let (met, looked) = (|spans: &Spans| spans.meets(from, at.max(from + 1)), excuses.first_look.clone());
         let lapsed = |counting: &&Counting| {
             let covered = counting.covers(due.offset).is_some_and(|(_, to)| to > from && to <= at);
