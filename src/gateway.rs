@@ -75,6 +75,8 @@ pub enum StartError {
     Data(#[from] OpenError),
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    #[error("the stored links of chats cannot be read")]
+    Links(#[source] EngineError),
     #[error("the directory of uploaded files cannot be used")]
     Files(#[source] io::Error),
     #[error("the key that signs tokens cannot be read or kept")]
@@ -124,7 +126,19 @@ impl Gateway {
     /// # Errors
     /// As [`Gateway::start`].
     pub async fn start_on(config: Config, engine: Arc<dyn Engine>) -> Result<Self, StartError> {
-        config.check()?;
+        Self::start_with(config, engine, Vec::new()).await
+    }
+
+    /// Starts on a given engine, with chats beside those of the configuration.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub async fn start_with(
+        config: Config,
+        engine: Arc<dyn Engine>,
+        chats: Vec<Arc<dyn Connector>>,
+    ) -> Result<Self, StartError> {
+        config.check_beside(&chats.iter().map(|chat| chat.name()).collect::<Vec<_>>())?;
         // Another part of the process may have installed one: then that one serves.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let tls = match (&config.listen.tls_cert, &config.listen.tls_key) {
@@ -133,12 +147,13 @@ impl Gateway {
         };
         let times = outbox_times(&config);
         let connectors = connectors(&config).map_err(StartError::Chats)?;
+        let connectors: Connectors = connectors.iter().cloned().chain(chats).collect();
         let (outbox, dispatcher) = Outbox::new(Arc::clone(&engine), notifiers(&config, times, &connectors)?, times);
         let stop = Stop::new(config.times.drain);
         let files = Files::open(FilesOptions::from(&config)).await.map_err(StartError::Files)?;
         let signing_key = signing_key(&*engine).await?;
         let chats = Chats {
-            links: Arc::new(Links::new(Arc::clone(&engine))),
+            links: Arc::new(Links::load(Arc::clone(&engine)).await.map_err(StartError::Links)?),
             forms: Forms::new(signing_key.derive("forms"), config.listen.public_url.clone()),
             marks: MarkKey::new(signing_key.derive("chat marks")),
             connectors: connectors.clone(),
@@ -182,6 +197,8 @@ impl Gateway {
             rates,
             connectors,
             desk,
+            form_posts: http::form::posts(),
+            link_tests: http::links::tests(),
             socketio: Default::default(),
             connections: AtomicUsize::new(0),
             ready: AtomicBool::new(true),

@@ -100,15 +100,8 @@ pub enum NoticeState {
 
 impl NoticeState {
     /// Those that a record can be in.
-    pub const STORED: [Self; 7] = [
-        Self::Queued,
-        Self::Leased,
-        Self::Confirmed,
-        Self::Failed,
-        Self::Rejected,
-        Self::GivenUp,
-        Self::Dropped,
-    ];
+    pub const STORED: [Self; 7] =
+        [Self::Queued, Self::Leased, Self::Confirmed, Self::Failed, Self::Rejected, Self::GivenUp, Self::Dropped];
 
     /// Nobody has it for certain, and nobody should wait for it.
     pub fn is_dead(self) -> bool {
@@ -340,11 +333,26 @@ impl Outbox {
                 Ok(Queued::New)
             }
             Err(conflict @ EngineError::Conflict { .. }) => {
-                let (version, notice) = self.shared.read(&name).await?.ok_or(conflict)?;
+                let (version, notice) = self.there(&name).await?.ok_or(conflict)?;
                 self.shared.take_up(name, &notice, version);
                 Ok(Queued::AlreadyThere(notice.opened.state()))
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// The notice of a key that has one. If it was dropped, it is wanted all the same.
+    async fn there(&self, name: &RecordKey) -> Result<Option<(Version, Notice)>, EngineError> {
+        loop {
+            let Some((version, mut notice)) = self.shared.read(name).await? else { return Ok(None) };
+            if !notice.take_back() {
+                return Ok(Some((version, notice)));
+            }
+            match self.shared.engine.put(name.clone(), Some(version), notice.encode()).await {
+                Ok(version) => return Ok(Some((version, notice))),
+                Err(EngineError::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -483,6 +491,8 @@ pub struct Found {
     pub state: NoticeState,
     /// Where its message lies.
     pub receipt: Option<Receipt>,
+    /// An attempt whose outcome is unknown was repeated: another message like it may lie there.
+    pub repeated: bool,
 }
 
 impl Found {
@@ -493,6 +503,7 @@ impl Found {
             id: notice.opened.id,
             project: notice.project,
             receipt: notice.opened.receipt,
+            repeated: notice.opened.repetition > 0,
         }
     }
 }
@@ -510,9 +521,10 @@ impl Shared {
     /// Taken apart one after the other: all of them may be many.
     async fn list(&self, session: Option<SessionId>) -> Result<impl Iterator<Item = Stored> + Send, EngineError> {
         let found = self.engine.list(RecordKind::Notice, session).await?;
-        Ok(found.into_iter().filter_map(|(name, version, bytes)| Some((decoded(&name, &bytes)?, name, version))).map(
-            |(notice, name, version)| (name, version, notice),
-        ))
+        Ok(found
+            .into_iter()
+            .filter_map(|(name, version, bytes)| Some((decoded(&name, &bytes)?, name, version)))
+            .map(|(notice, name, version)| (name, version, notice)))
     }
 
     /// Sees to it that a notice is sent when it is due, and found.

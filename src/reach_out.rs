@@ -223,7 +223,7 @@ fn had_it(inputs: &Inputs<'_>, departure: &Departure) -> bool {
     departure.proved >= Some(inputs.offset) || sabotage::is_off(Guard::GraceOrigin)
 }
 
-/// 5 s after the last able watcher left, if that was abnormally and before the raising.
+/// 5 s after the last able watcher left (for a result: the last one), if that was abnormally and before the raising.
 fn grace_before_raising(inputs: &Inputs<'_>) -> Option<Instant> {
     let last = inputs
         .presence
@@ -231,7 +231,7 @@ fn grace_before_raising(inputs: &Inputs<'_>) -> Option<Instant> {
         .iter()
         .filter(|departure| relevant(inputs, departure.able) && departure.at <= inputs.raised_at)
         .max_by_key(|departure| departure.at)?;
-    let was_last = last.last_able || !inputs.presence_must_be_able();
+    let was_last = if inputs.presence_must_be_able() { last.last_able } else { last.last };
     (last.leave == Leave::Abnormal && was_last).then_some(last.at + inputs.windows.grace)
 }
 

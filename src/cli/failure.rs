@@ -78,6 +78,7 @@ impl From<StartError> for Failure {
             StartError::Listen { .. }
             | StartError::Data(_)
             | StartError::Restore(_)
+            | StartError::Links(_)
             | StartError::Files(_)
             | StartError::SigningKey(_)
             | StartError::Chats(_) => Status::Failed,

@@ -11,10 +11,16 @@ const FILES_BESIDE_CONNECTIONS: u64 = 256;
 impl Config {
     /// The first contradiction, or what the operator should know.
     pub fn check(&self) -> Result<Vec<String>, ConfigError> {
+        self.check_beside(&[])
+    }
+
+    /// As [`Self::check`], for a gateway that has these chats as well.
+    pub fn check_beside(&self, chats: &[&str]) -> Result<Vec<String>, ConfigError> {
         let refuse = ConfigError::DoNotFit;
         check_limits(&self.limits).map_err(refuse)?;
         check_times(&self.times).map_err(refuse)?;
         self.check_keys().map_err(refuse)?;
+        self.check_ladder(chats).map_err(refuse)?;
         if self.listen.tls_cert.is_some() != self.listen.tls_key.is_some() {
             return Err(refuse("`tls_cert` and `tls_key` go together: set both or none".to_owned()));
         }
@@ -35,9 +41,6 @@ impl Config {
             if chat.parse::<i64>().is_err() {
                 return Err(format!("the ladder's target `{prefix}{chat}` is not the id of a Telegram chat, a number"));
             }
-            if self.telegram.token.is_none() {
-                return Err(format!("the ladder's target `{prefix}{chat}` needs `telegram.token`"));
-            }
         }
         let Some(token) = &self.telegram.token else { return Ok(None) };
         if !is_bot_token(token.expose()) {
@@ -51,6 +54,32 @@ impl Config {
              asked for what people say instead"
                 .to_owned()
         }))
+    }
+
+    /// Every target of the ladder reaches somebody, or stands for those who are linked.
+    fn check_ladder(&self, chats: &[&str]) -> Result<(), String> {
+        let telegram = self.telegram.token.as_ref().map(|_| "telegram");
+        let slack = self.slack.bot_token.as_ref().map(|_| "slack");
+        let chats: Vec<&str> = telegram.into_iter().chain(slack).chain(chats.iter().copied()).collect();
+        for target in self.reach_out.ladder.iter().flat_map(|step| &step.targets) {
+            match target.split_once(':') {
+                None if target == "linked" || target == "default" => {}
+                None if target == "webhook" && self.reach_out.notify_webhook.is_some() => {}
+                None if target == "webhook" => {
+                    return Err("the ladder names `webhook`, but no `notify_webhook` is set".to_owned());
+                }
+                Some((chat, address)) if chats.contains(&chat) && !address.trim().is_empty() => {}
+                _ => {
+                    let known = chats.iter().map(|chat| format!(", `{chat}:<address>`")).collect::<String>();
+                    return Err(format!(
+                        "the ladder's target `{}` reaches nobody; a target is `linked`, `default`, `webhook`{known}, and \
+                         other chats once they are configured",
+                        target.chars().take(64).collect::<String>()
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_keys(&self) -> Result<(), String> {
@@ -157,9 +186,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::{
-        key::{KeyDigest, KeyEntry},
-        secret::Secret,
+    use crate::{
+        config::{
+            key::{KeyDigest, KeyEntry},
+            secret::Secret,
+        },
+        reach_out::ladder::Step,
     };
 
     fn key(id: &str, digest: u8) -> KeyEntry {
@@ -197,6 +229,21 @@ mod tests {
         assert!(!warned(|c| (c.slack.signing_secret, c.listen.public_url) = (secret(), public_url())));
     }
 
+    fn step(target: &str) -> Step {
+        Step { after: Duration::from_secs(60), targets: vec![target.to_owned()], repeat: 0, project: None }
+    }
+
+    #[test]
+    fn a_ladder_may_name_chats_that_are_configured() {
+        let mut config = Config::default();
+        config.telegram.token = Some(Secret::new("1:x"));
+        config.reach_out.ladder = ["linked", "default", "telegram:-100", "other:a:b"].map(step).to_vec();
+        assert!(config.check().unwrap_err().to_string().contains("`other:a:b`"));
+        config.check_beside(&["other"]).unwrap();
+        config.reach_out.ladder = vec![step("telegram:")];
+        assert!(config.check().is_err());
+    }
+
     #[test]
     fn the_defaults_fit_each_other() {
         Config::default().check().unwrap();
@@ -222,6 +269,9 @@ mod tests {
                 |c| (c.slack.bot_token, c.slack.app_token, c.listen.public_url) = (secret(), secret(), public_url()),
                 "`slack.signing_secret` is needed",
             ),
+            (|c| c.reach_out.ladder = vec![step("webhook")], "no `notify_webhook` is set"),
+            (|c| c.reach_out.ladder = vec![step("telegram:1")], "`telegram:1` reaches nobody"),
+            (|c| c.reach_out.ladder = vec![step("everybody")], "`everybody` reaches nobody"),
         ];
         for (change, message) in table {
             let mut config = Config::default();

@@ -160,7 +160,12 @@ impl Attempt {
             tracing::warn!(notice.id = notice.current().id, notice.target = key.target, "update given up, too old");
             return Ok(Some(Pass::Done(None)));
         }
-        match self.recheck(&key).await {
+        let verdict = match self.recheck(&key).await {
+            // Owners end while the gateway stops. That is not their word that nobody needs it.
+            Verdict::Drop if self.stop.soft.is_cancelled() => Verdict::LookAgain(Duration::ZERO),
+            verdict => verdict,
+        };
+        match verdict {
             Verdict::Send => Ok(None),
             Verdict::LookAgain(wait) => {
                 let mut at_version = version;

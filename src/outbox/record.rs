@@ -114,6 +114,9 @@ enum Stage {
     Confirmed,
     Failed {
         not_before_ms: u64,
+        /// How long that was when it was decided: a clock that is set back does not make it longer.
+        #[serde(default = "longest_wait_ms")]
+        wait_ms: u64,
         /// The other end takes nothing until somebody changes something there.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         rejected: bool,
@@ -176,8 +179,9 @@ impl Delivery {
         match self.stage {
             Stage::Queued => Some(Duration::ZERO),
             Stage::Leased { length_ms, .. } => Some(Duration::from_millis(length_ms)),
-            Stage::Failed { not_before_ms, .. } => {
-                Some(Duration::from_millis(not_before_ms.saturating_sub(now_ms)).min(LONGEST_WAIT))
+            Stage::Failed { not_before_ms, wait_ms, .. } => {
+                let left = not_before_ms.saturating_sub(now_ms).min(wait_ms);
+                Some(Duration::from_millis(left).min(LONGEST_WAIT))
             }
             Stage::Confirmed | Stage::GivenUp | Stage::Dropped => None,
         }
@@ -319,6 +323,15 @@ impl Notice {
         }
     }
 
+    /// It was dropped, and is asked for again. `false`: it was not, or its question has closed.
+    pub(super) fn take_back(&mut self) -> bool {
+        let dropped = self.opened.stage == Stage::Dropped && self.update.is_none();
+        if dropped {
+            self.opened.stage = Stage::Queued;
+        }
+        dropped
+    }
+
     /// Makes a refused or rejected one due now.
     ///
     /// # Errors
@@ -365,16 +378,10 @@ impl Notice {
             notifier::Delivery::Rejected { error } if delivery.card.is_some() => {
                 (Stage::GivenUp, Some(error), NoticeState::GivenUp)
             }
-            notifier::Delivery::Refused { error, .. } | notifier::Delivery::Throttled { error, .. } => (
-                Stage::Failed { not_before_ms: later(now_ms, wait), rejected: false },
-                Some(error),
-                NoticeState::Failed,
-            ),
-            notifier::Delivery::Rejected { error } => (
-                Stage::Failed { not_before_ms: later(now_ms, wait), rejected: true },
-                Some(error),
-                NoticeState::Rejected,
-            ),
+            notifier::Delivery::Refused { error, .. } | notifier::Delivery::Throttled { error, .. } => {
+                (failed(now_ms, wait, false), Some(error), NoticeState::Failed)
+            }
+            notifier::Delivery::Rejected { error } => (failed(now_ms, wait, true), Some(error), NoticeState::Rejected),
             // A closed question is not asked again, also not as a repeat.
             notifier::Delivery::Unknown { error } if closed || delivery.repetition > 0 => {
                 (Stage::GivenUp, Some(error), NoticeState::GivenUp)
@@ -441,8 +448,13 @@ impl Notice {
     }
 }
 
-fn later(now_ms: u64, wait: Duration) -> u64 {
-    now_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
+fn failed(now_ms: u64, wait: Duration, rejected: bool) -> Stage {
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    Stage::Failed { not_before_ms: now_ms.saturating_add(wait_ms), wait_ms, rejected }
+}
+
+fn longest_wait_ms() -> u64 {
+    u64::try_from(LONGEST_WAIT.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The name of a notice's record in its session: the parts of the key, so that a race has one winner.

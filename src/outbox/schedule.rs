@@ -284,10 +284,10 @@ impl Inner {
         } else if self.entries.len() >= self.shares.waiting && !self.make_room(&due) {
             return;
         }
-        self.insert(key, due);
+        self.insert(key, &due);
     }
 
-    fn insert(&mut self, key: Arc<RecordKey>, due: Due) {
+    fn insert(&mut self, key: Arc<RecordKey>, due: &Due) {
         self.serial += 1;
         let serial = self.serial;
         let name = self.known(&due.target);
@@ -295,7 +295,7 @@ impl Inner {
         target.waiting.insert((due.at, serial), Arc::clone(&key));
         let size = target.waiting.len();
         self.resize(&name, size - 1, size);
-        self.entries.insert(key, Entry { due: Due { target: Arc::clone(&name), ..due }, serial });
+        self.entries.insert(key, Entry { due: Due { target: Arc::clone(&name), ..*due }, serial });
         self.settle_target(&name);
     }
 
@@ -323,7 +323,8 @@ impl Inner {
             return Arc::clone(name);
         }
         let name: Arc<str> = target.into();
-        let (lane, _) = self.lanes.get_key_value(split_target(target).0).or(self.lanes.get_key_value("")).expect("made");
+        let (lane, _) =
+            self.lanes.get_key_value(split_target(target).0).or(self.lanes.get_key_value("")).expect("made");
         let place = Target {
             lane: Arc::clone(lane),
             waiting: BTreeMap::new(),

@@ -64,9 +64,12 @@ impl Told {
         }
     }
 
-    /// A notice that was written changed its state.
+    /// A notice that was written changed its state. One that was dropped may be asked for again.
     pub fn settled(&mut self, target: &str, rung: Rung, state: NoticeState) {
-        if let Some(known) = self.notices.get_mut(&(target.to_owned(), rung)) {
+        let key = (target.to_owned(), rung);
+        if state == NoticeState::Dropped {
+            self.notices.remove(&key);
+        } else if let Some(known) = self.notices.get_mut(&key) {
             *known = state;
         }
     }

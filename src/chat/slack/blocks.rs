@@ -55,7 +55,7 @@ pub(super) fn card(message: &Message, notice: &Notice) -> Drawn {
     }
     let taps = card.buttons.iter().map(tap);
     let links = card.links.iter().enumerate().map(|(nth, (label, url))| link(nth, label, url));
-    blocks.extend(actions(taps.chain(links).collect()));
+    blocks.extend(actions(&taps.chain(links).collect::<Vec<_>>()));
     let text = inert(&format!("{}\n{}", card.heading, card.text));
     Drawn { text: escaped(text.trim(), FALLBACK), blocks: blocks.into() }
 }
@@ -65,7 +65,8 @@ pub(super) fn reply(reply: &Reply) -> Option<Drawn> {
     let lines = [reply.text.as_str(), if reply.erase { ERASE } else { "" }];
     let lines: Vec<&str> = lines.into_iter().filter(|line| !line.trim().is_empty()).collect();
     let mut blocks: Vec<Value> = lines.iter().map(|line| section(line)).collect();
-    blocks.extend(actions(reply.link.iter().map(|(label, url)| link(0, label, url)).collect()));
+    let links: Vec<Value> = reply.link.iter().map(|(label, url)| link(0, label, url)).collect();
+    blocks.extend(actions(&links));
     let text = match (lines.is_empty(), &reply.link) {
         (false, _) => lines.join("\n"),
         (true, Some((label, _))) => label.clone(),
@@ -91,7 +92,7 @@ fn context(lines: impl Iterator<Item = String>) -> Value {
     json!({ "type": "context", "elements": lines.map(|line| plain(&line, TEXT)).collect::<Vec<_>>() })
 }
 
-fn actions(elements: Vec<Value>) -> Vec<Value> {
+fn actions(elements: &[Value]) -> Vec<Value> {
     elements.chunks(ELEMENTS).map(|some| json!({ "type": "actions", "elements": some })).collect()
 }
 

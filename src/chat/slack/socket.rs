@@ -2,7 +2,7 @@
 //! (docs.slack.dev, using Socket Mode).
 //!
 //! Each envelope is acknowledged at once; what is not is brought again. Slack renews connections every few hours and
-//! says so before: the old one is heard until the next is open, so that nothing falls between them.
+//! says so before: the old one is heard until Slack ends it, so that nothing falls between them.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -97,11 +97,14 @@ pub(super) async fn listen(shared: &Arc<Shared>, times: &SocketTimes) {
             never = listening.drain(old.as_mut()) => match never {},
         };
         let opened = Instant::now();
-        // Only now: the old one was heard until the next had greeted.
-        drop(old.take());
-        let end = listening.hear(&mut socket).await;
+        let end = tokio::select! {
+            end = listening.hear(&mut socket) => end,
+            never = listening.drain(old.as_mut()) => match never {},
+        };
         failures = if opened.elapsed() >= times.steady { 0 } else { failures + 1 };
-        old = matches!(end, End::Renew).then_some(socket);
+        if let End::Renew = end {
+            old = Some(socket);
+        }
     }
 }
 
@@ -195,7 +198,8 @@ impl Listening<'_> {
         }
     }
 
-    /// Hears what a connection that is to be replaced still brings.
+    /// Hears what a connection that is replaced still brings. Dropped between hearing something and acknowledging it,
+    /// it leaves that to come again, and to be known.
     async fn drain(&self, old: Option<&mut Socket>) -> Infallible {
         if let Some(old) = old {
             while let End::Renew = self.hear(old).await {}

@@ -155,7 +155,8 @@ async fn statuses_outside_2xx_are_refused_and_wishes_are_honoured() {
 
 #[tokio::test]
 async fn what_will_not_pass_by_itself_is_rejected() {
-    for status in [Status::GONE, Status::NOT_FOUND, Status::UNAUTHORIZED, Status::BAD_REQUEST, Status::MOVED_PERMANENTLY]
+    for status in
+        [Status::GONE, Status::NOT_FOUND, Status::UNAUTHORIZED, Status::BAD_REQUEST, Status::MOVED_PERMANENTLY]
     {
         let receiver = receiver(status).await;
         let error = format!("the receiver answered HTTP {}", status.as_u16());

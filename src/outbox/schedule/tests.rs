@@ -19,9 +19,9 @@ fn schedule(waiting: usize, per_target: usize) -> Schedule {
 }
 
 fn paced(waiting: usize, per_target: usize, paces: &[(&str, Duration, Duration)]) -> Schedule {
-    let paces = paces.iter().map(|(name, address, overall)| {
-        ((*name).to_owned(), Pace { address: *address, overall: *overall })
-    });
+    let paces = paces
+        .iter()
+        .map(|(name, address, overall)| ((*name).to_owned(), Pace { address: *address, overall: *overall }));
     Schedule::new(Shares { waiting, per_notifier: 16, per_target }, paces)
 }
 

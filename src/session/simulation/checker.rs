@@ -473,12 +473,11 @@ impl<'a> Checker<'a> {
         let (from, at, starts) = (due.raised, first.at, self.starts());
         let others = excuses.held_perhaps.or(&self.trouble).or(&self.down()).or(&starts).or(&self.busy(&first.target));
         let (met, looked) = (|spans: &Spans| spans.meets(from, at.max(from + 1)), excuses.first_look.clone());
-        let lapsed = |counting: &&Counting| {
-            let covered = counting.covers(due.offset).is_some_and(|(_, to)| to > from && to <= at);
-            covered && counting.end == Left::Abnormal && counting.last_sign + LIVE == counting.to
-        };
+        let covered = |counting: &&Counting| counting.covers(due.offset).is_some_and(|(_, to)| to > from && to <= at);
         let session = self.of_session(due.subject.session());
-        let sign = session.iter().filter(lapsed).map(|counting| counting.last_sign).max();
+        let last = session.iter().filter(covered).max_by_key(|counting| counting.to);
+        let lapsed = last.filter(|last| last.end == Left::Abnormal && last.last_sign + LIVE == last.to);
+        let sign = lapsed.map(|last| last.last_sign);
         let ended = |spans: &Spans| spans.iter().map(|(_, to)| to).filter(|to| *to <= at).max();
         let graces = excuses.grace.without(&starts);
         let (class, since) = match sign {
@@ -492,7 +491,17 @@ impl<'a> Checker<'a> {
             let excused = excuses.surely().or(&others);
             ended(&excused).filter(|ended| *ended > from).unwrap_or(from)
         });
-        self.delays.push(Delay { class, ms: at.saturating_sub(since) });
+        let ms = at.saturating_sub(since);
+        let bound = match class {
+            Class::Nobody => 1_000,
+            Class::Dead => LIVE + GRACE + 2_000,
+            Class::Unproved => FIRST_LOOK + 2_000,
+            Class::Other => u64::MAX / 2,
+        };
+        if ms > bound + self.lag() {
+            self.wrong.push(format!("{:?} is told after {ms} ms, as one of {class:?}", due.subject));
+        }
+        self.delays.push(Delay { class, ms });
     }
 
     /// Whether somebody was there who had no proof when the last cover ended.

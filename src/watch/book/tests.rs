@@ -18,7 +18,7 @@ fn seconds(n: u64) -> Duration {
 }
 
 fn departure(at: Instant, proved: Option<u64>) -> Departure {
-    Departure { at, leave: Leave::Abnormal, able: true, proved, last_able: true }
+    Departure { at, leave: Leave::Abnormal, able: true, proved, last_able: true, last: true }
 }
 
 #[test]
@@ -89,10 +89,11 @@ impl Simple {
 
     fn depart(&mut self, at: Instant, leave: Leave, able: bool, proved: Option<u64>) {
         let last_able = able && !self.watchers().iter().any(|watcher| watcher.able);
-        let departure = Departure { at, leave, able, proved, last_able };
+        let last = self.watchers().is_empty();
+        let departure = Departure { at, leave, able, proved, last_able, last };
         let raised = self.raised;
         self.departures.retain(|old| {
-            let same_nature = leave == old.leave && able == old.able && last_able == old.last_able;
+            let same_nature = leave == old.leave && able == old.able && (last_able, last) == (old.last_able, old.last);
             let raised_between = raised.is_some_and(|raised| old.at <= raised && raised < at);
             let replaced = same_nature && at >= old.at && proved >= old.proved && !raised_between;
             !replaced && at < old.at + TIMES.remember
@@ -149,8 +150,11 @@ fn any_edge() -> impl Strategy<Value = Edge> {
     let attentive = prop_oneof![Just(Attentive::CannotSay), Just(Attentive::Active), Just(Attentive::Idle)];
     let leave = prop_oneof![Just(Leave::Clean), Just(Leave::Abnormal)];
     prop_oneof![
-        (any::<bool>(), proptest::bool::weighted(0.1), attentive)
-            .prop_map(|(able, observer, attentive)| Edge::Enter { able, observer, attentive }),
+        (any::<bool>(), proptest::bool::weighted(0.1), attentive).prop_map(|(able, observer, attentive)| Edge::Enter {
+            able,
+            observer,
+            attentive
+        }),
         (0..6u64).prop_map(Edge::Alive),
         (0..6u64, 0..9u64).prop_map(|(who, offset)| Edge::Proved(who, offset)),
         (0..6u64, any::<bool>()).prop_map(|(who, active)| Edge::Attention(who, active)),
@@ -194,7 +198,8 @@ fn apply(edge: &Edge, book: &mut Book, simple: &mut Simple, now: Instant) {
     match *edge {
         Edge::Enter { able, observer, attentive } => {
             let (subscriber, who) = (String::new(), String::new());
-            let newcomer = Newcomer { subscriber, who, via: "websocket", observer, able, sees_results: able, attentive };
+            let newcomer =
+                Newcomer { subscriber, who, via: "websocket", observer, able, sees_results: able, attentive };
             let id = book.enter(newcomer, now);
             simple.entries.insert(id, book.entries[&id].clone());
         }
