@@ -8,6 +8,7 @@ use std::{
 
 use onlooker_protocol::{
     Position,
+    code::Code,
     event::Since,
     subscriber::{Answer, AnswerAction, SessionCommand},
     view::{GuardrailState, GuardrailView, TaskStatus},
@@ -68,7 +69,9 @@ impl Manner {
         };
         let pongs = match random.random_range(0..10) {
             _ if flaps => Pongs::Never,
-            0..=3 if plan.frozen => Pongs::Until(Instant::now() + Duration::from_millis(random.random_range(0..60_000))),
+            0..=3 if plan.frozen => {
+                Pongs::Until(Instant::now() + Duration::from_millis(random.random_range(0..60_000)))
+            }
             4 if plan.liars => Pongs::Never,
             5 | 6 if plan.liars => Pongs::Stale,
             _ => Pongs::Prompt,
@@ -190,7 +193,8 @@ impl Visit {
         let position = loop {
             let following = self.following.as_ref()?;
             let position = following.position();
-            let next = [Some(self.next_ping), self.pongs.front().map(|pong| pong.0), Some(self.next_word), Some(self.ends)];
+            let next =
+                [Some(self.next_ping), self.pongs.front().map(|pong| pong.0), Some(self.next_word), Some(self.ends)];
             let next = next.into_iter().flatten().chain(following.deadline()).min().unwrap();
             tokio::select! {
                 biased;
@@ -394,9 +398,10 @@ async fn claim(life: &Life, session: &Session, view: &GuardrailView, actor: &Act
     let subject = subject(life, view);
     let length_ms = 40_000;
     life.trace().push(Event::ClaimAsked { subject: subject.clone(), length_ms, by, connection });
-    let claimed = session.claim(view.guardrail_id.clone(), view.revision, Some(length_ms), actor.clone()).await;
-    if claimed.is_ok() {
-        life.trace().push(Event::Claimed { subject, by });
+    match session.claim(view.guardrail_id.clone(), view.revision, Some(length_ms), actor.clone()).await {
+        // Its owner ended meanwhile: nobody knows.
+        Err(refusal) if refusal.code == Code::UnknownSession => {}
+        claimed => life.trace().push(Event::Claimed { subject, by, granted: claimed.is_ok() }),
     }
 }
 
