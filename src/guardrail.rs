@@ -63,6 +63,7 @@ pub struct GuardrailRules {
 }
 
 /// One question and everything about it.
+#[cfg_attr(test, derive(Clone))]
 pub struct Guardrail {
     pub view: GuardrailView,
     pub raised_at: Instant,
@@ -144,6 +145,7 @@ pub enum Answering {
 }
 
 /// Every guardrail of a session, by id.
+#[cfg_attr(test, derive(Clone))]
 pub struct Book {
     rules: GuardrailRules,
     by_id: BTreeMap<String, Guardrail>,

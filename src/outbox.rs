@@ -13,6 +13,8 @@
 mod attempt;
 mod dispatcher;
 mod index;
+#[cfg(test)]
+pub(crate) mod modelled;
 mod record;
 mod schedule;
 #[cfg(test)]
@@ -317,7 +319,8 @@ impl Outbox {
         dead
     }
 
-    /// Writes a notice unless its key is there, and has it looked at now unless it waits after a refusal.
+    /// Writes a notice unless its key is there, and has it looked at now unless it waits after a refusal. A question's
+    /// notice that was dropped is queued again.
     ///
     /// After an error it may or may not be written: ask again with the same key.
     pub async fn queue(&self, draft: Draft) -> Result<Queued, EngineError> {
@@ -333,7 +336,10 @@ impl Outbox {
                 Ok(Queued::New)
             }
             Err(conflict @ EngineError::Conflict { .. }) => {
-                let (version, notice) = self.shared.read(&name).await?.ok_or(conflict)?;
+                let (mut version, mut notice) = self.shared.read(&name).await?.ok_or(conflict)?;
+                if notice.revive() {
+                    version = self.shared.engine.put(name.clone(), Some(version), notice.encode()).await?;
+                }
                 self.shared.take_up(name, &notice, version);
                 Ok(Queued::AlreadyThere(notice.opened.state()))
             }
@@ -575,7 +581,6 @@ fn listed(name: &RecordKey, notice: &Notice) -> ListedNotice {
         guardrail_id,
         revision,
         task,
-        step: Some(key.rung.step).filter(|step| *step > 0),
         notice: view(notice),
     }
 }

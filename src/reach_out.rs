@@ -278,4 +278,6 @@ impl Inputs<'_> {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

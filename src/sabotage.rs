@@ -24,17 +24,45 @@ pub enum Guard {
     LogCap,
     /// A task's webhook goes to no address inside the operator's network.
     AddressCheck,
+    /// A notice whose repeat may have arrived is not sent once more.
+    OneRepeat,
 }
 
 /// Whether this check is turned off.
-#[cfg(not(feature = "sabotage"))]
+#[cfg(not(any(test, feature = "sabotage")))]
 pub const fn is_off(_guard: Guard) -> bool {
     false
 }
 
-/// Whether this check is turned off.
-#[cfg(feature = "sabotage")]
+/// Whether this check is turned off, for the whole process or for what this thread does now.
+#[cfg(any(test, feature = "sabotage"))]
 pub fn is_off(guard: Guard) -> bool {
+    #[cfg(test)]
+    if OFF_HERE.get() == Some(guard) {
+        return true;
+    }
+    #[cfg(feature = "sabotage")]
+    return is_off_everywhere(guard);
+    #[cfg(not(feature = "sabotage"))]
+    false
+}
+
+#[cfg(test)]
+thread_local! {
+    static OFF_HERE: std::cell::Cell<Option<Guard>> = const { std::cell::Cell::new(None) };
+}
+
+/// Does something on this thread without one check.
+#[cfg(test)]
+pub fn without<T>(guard: Option<Guard>, act: impl FnOnce() -> T) -> T {
+    OFF_HERE.set(guard);
+    let done = act();
+    OFF_HERE.set(None);
+    done
+}
+
+#[cfg(feature = "sabotage")]
+fn is_off_everywhere(guard: Guard) -> bool {
     static OFF: std::sync::OnceLock<Vec<Guard>> = std::sync::OnceLock::new();
     OFF.get_or_init(|| parse(&std::env::var("ONLOOKER_SABOTAGE").unwrap_or_default())).contains(&guard)
 }
@@ -54,6 +82,7 @@ fn parse(list: &str) -> Vec<Guard> {
             "byte_bound" => Guard::ByteBound,
             "log_cap" => Guard::LogCap,
             "address_check" => Guard::AddressCheck,
+            "one_repeat" => Guard::OneRepeat,
             other => panic!("ONLOOKER_SABOTAGE names no guard: {other}"),
         })
         .collect()
@@ -76,6 +105,7 @@ mod tests {
             Guard::ByteBound,
             Guard::LogCap,
             Guard::AddressCheck,
+            Guard::OneRepeat,
         ];
         for guard in guards {
             assert!(!is_off(guard), "{guard:?}");

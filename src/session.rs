@@ -49,6 +49,7 @@ use crate::{
     images::Images,
     ingest::{Published, Unreadable},
     outbox::{NoticeKey, NoticeState, Verdict},
+    reach_out::told::verdict_without_owner,
     runtime_link::{Link, Seat},
     task_webhook::Post,
     watch::Watch,
@@ -346,9 +347,9 @@ impl Session {
     pub(crate) async fn recheck(&self, key: NoticeKey) -> Verdict {
         let (reply, answer) = oneshot::channel();
         if self.tell(Request::Recheck { key, reply }).await.is_err() {
-            return Verdict::Drop;
+            return verdict_without_owner();
         }
-        answer.await.unwrap_or(Verdict::Drop)
+        answer.await.unwrap_or_else(|_| verdict_without_owner())
     }
 
     pub(crate) async fn notice_settled(&self, key: NoticeKey, state: NoticeState) {

@@ -72,6 +72,8 @@ enum Pass {
     Done(Option<Due>),
     /// The record is leased to this attempt at this version.
     Leased(Box<Notice>, Version),
+    /// … and the message may leave now.
+    Ready(Box<(Sending, Notice, Version)>),
 }
 
 impl Attempt {
@@ -83,9 +85,14 @@ impl Attempt {
     pub(super) async fn run(mut self, due: Due) -> Option<Due> {
         let mut wait = ENGINE_WAIT_FIRST;
         loop {
-            match self.prepare(&due).await {
+            let pass = match self.prepare(&due).await {
+                Ok(Pass::Leased(notice, version)) => self.make_ready(*notice, version).await,
+                other => other,
+            };
+            match pass {
                 Ok(Pass::Done(next)) => return next,
-                Ok(Pass::Leased(notice, version)) => return self.send(*notice, version).await,
+                Ok(Pass::Ready(ready)) => return self.send(*ready).await,
+                Ok(Pass::Leased(..)) => {}
                 Err(EngineError::Conflict { .. }) => {}
                 Err(error) => {
                     tracing::warn!(session.id = ?self.name.session, error = %error, "the engine keeps a notice waiting");
@@ -110,7 +117,11 @@ impl Attempt {
         let mine = notice.is_leased_by(&self.token);
         let next = due(&notice, version);
         match &next {
-            None => return Ok(Pass::Done(None)),
+            // Its owner may not have heard of it: another process may have written it, or the owner did not listen.
+            None => {
+                let heard = self.settled(&notice.key(self.name.session), notice.opened.state()).await;
+                return Ok(Pass::Done(unheard(&notice, version, heard)));
+            }
             // Somebody moved it since its time was computed.
             Some(next) if !mine && version != known.version && next.at > Instant::now() => {
                 return Ok(Pass::Done(Some(next.clone())));
@@ -195,19 +206,29 @@ impl Attempt {
         }
     }
 
-    async fn send(&self, notice: Notice, version: Version) -> Option<Due> {
+    /// Dresses the message, then asks once more: writing the lease and dressing have taken their time. From this answer
+    /// to the first byte nothing is waited for.
+    async fn make_ready(&self, mut notice: Notice, version: Version) -> Result<Pass, EngineError> {
         let mut sending = Sending::of(&notice, self.dress(&notice).await);
         sending.message.thread = self.thread(&notice).await;
         if let Some(until) = self.held_until().await {
-            return self.give_back(notice, version, until).await;
+            return Ok(Pass::Done(self.give_back(notice, version, until).await));
         }
+        if let Some(pass) = self.unwanted(&mut notice, version, true).await? {
+            return Ok(pass);
+        }
+        Ok(Pass::Ready(Box::new((sending, notice, version))))
+    }
+
+    async fn send(&self, (sending, notice, version): (Sending, Notice, Version)) -> Option<Due> {
         let outcome = self.deliver(&notice.target, &sending.message).await;
         self.obey(&notice.target, &outcome);
         let (state, notice, version) = self.keep(notice, version, &sending, &outcome).await?;
-        if let Some(state) = state {
-            self.tell(&sending, &outcome, state).await;
-        }
-        due(&notice, version)
+        let heard = match state {
+            Some(state) => self.tell(&sending, &outcome, state).await,
+            None => true,
+        };
+        due(&notice, version).or_else(|| unheard(&notice, version, heard))
     }
 
     /// Waits for its turn by the notifier's pace. Returns until when it must not be sent, if that was said meanwhile.
@@ -296,15 +317,10 @@ impl Attempt {
         let mut state = None;
         let retry = wait_after(&self.shared.times, sending.attempt, outcome);
         loop {
-            if notice.is_leased_by(&self.token) {
-                state = Some(notice.settle(outcome, wall_ms(), retry));
-            } else if let Some(receipt) = confirmed(outcome)
-                && notice.confirm_late(&sending.message.id, receipt, wall_ms())
-            {
-                state = Some(NoticeState::Confirmed);
-            } else {
-                // Nothing left to write: either an earlier try of this loop has, or the lease was lost.
-                return Some((state, notice, version));
+            match notice.conclude((&self.token, &sending.message.id), outcome, wall_ms(), retry) {
+                Some(led_to) => state = Some(led_to),
+                // Either an earlier try of this loop has written it, or the lease was lost.
+                None => return Some((state, notice, version)),
             }
             match self.put(version, &notice).await {
                 Ok(written) => return Some((state, notice, written)),
@@ -336,9 +352,9 @@ impl Attempt {
         Ok(version)
     }
 
-    /// Counts and logs an outcome, and tells the owner of a notice that asks.
-    async fn tell(&self, sending: &Sending, outcome: &Delivery, state: NoticeState) {
-        let Some(key) = &self.key else { return };
+    /// Counts and logs an outcome, and tells the owner of a notice that asks. `false`: it did not listen.
+    async fn tell(&self, sending: &Sending, outcome: &Delivery, state: NoticeState) -> bool {
+        let Some(key) = &self.key else { return true };
         self.count(&key.target, sending.asks, outcome, state);
         tracing::info!(
             notice.id = sending.message.id,
@@ -351,9 +367,7 @@ impl Attempt {
             "notice attempted"
         );
         self.warn(&key.target, outcome);
-        if sending.asks {
-            self.settled(key, state).await;
-        }
+        !sending.asks || self.settled(key, state).await
     }
 
     /// Says once that a target takes nothing any more, and once that it does again.
@@ -391,20 +405,19 @@ impl Attempt {
         }
     }
 
-    async fn settled(&self, key: &NoticeKey, state: NoticeState) {
-        if timeout(OWNER_TIMEOUT, self.owners.settled(key, state)).await.is_err() {
+    async fn settled(&self, key: &NoticeKey, state: NoticeState) -> bool {
+        let heard = timeout(OWNER_TIMEOUT, self.owners.settled(key, state)).await.is_ok();
+        if !heard {
             tracing::warn!(session.id = ?key.session, "the session's owner does not listen to a notice's state");
         }
+        heard
     }
 }
 
-/// Whether it has arrived, and where.
-fn confirmed(outcome: &Delivery) -> Option<Option<&Receipt>> {
-    match outcome {
-        Delivery::Confirmed => Some(None),
-        Delivery::Shown(receipt) => Some(Some(receipt)),
-        _ => None,
-    }
+/// When to look again at a notice that is over, but whose owner does not know that.
+fn unheard(notice: &Notice, version: Version, heard: bool) -> Option<Due> {
+    let again = Due { at: Instant::now() + OWNER_TIMEOUT, version, target: notice.target.as_str().into() };
+    (!heard).then_some(again)
 }
 
 fn error_of(outcome: &Delivery) -> Option<&str> {

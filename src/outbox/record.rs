@@ -45,6 +45,7 @@ const VERSION: u32 = 1;
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct Notice {
     v: u32,
     pub(super) project: String,
@@ -62,6 +63,7 @@ pub(super) struct Notice {
 }
 
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(test, derive(Clone))]
 #[serde(rename_all = "snake_case")]
 enum Subject {
     Guardrail { id: String, revision: u32 },
@@ -80,6 +82,7 @@ fn is_zero(number: &u32) -> bool {
 }
 
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct Delivery {
     pub(super) id: String,
     body: Map<String, Value>,
@@ -102,6 +105,7 @@ pub(super) struct Delivery {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Hash))]
 #[serde(tag = "state", rename_all = "snake_case")]
 enum Stage {
     Queued,
@@ -172,6 +176,10 @@ impl Delivery {
 
     fn may_have_arrived(&self) -> bool {
         self.repetition > 0 || matches!(self.stage, Stage::Confirmed | Stage::GivenUp)
+    }
+
+    fn was_repeated(&self) -> bool {
+        self.repetition > 0 && !sabotage::is_off(Guard::OneRepeat)
     }
 
     /// How long until something is to be done. `None`: never.
@@ -314,6 +322,17 @@ impl Notice {
         }
     }
 
+    /// A question's notice was dropped before anybody had it, and is wanted again. `false`: it was not. A result's is
+    /// dropped because somebody has seen the result, and stays so.
+    pub(super) fn revive(&mut self) -> bool {
+        let asks_anew = matches!(self.subject, Subject::Guardrail { .. }) && self.update.is_none();
+        let dropped = asks_anew && self.opened.stage == Stage::Dropped;
+        if dropped {
+            self.opened.stage = Stage::Queued;
+        }
+        dropped
+    }
+
     /// It is no longer to be sent. What may have arrived before stays known by `repetition`; where nothing can have,
     /// there is nothing to update.
     pub(super) fn drop_opened(&mut self) {
@@ -374,7 +393,7 @@ impl Notice {
             }
             notifier::Delivery::Rejected { error } => (failed(now_ms, wait, true), Some(error), NoticeState::Rejected),
             // A closed question is not asked again, also not as a repeat.
-            notifier::Delivery::Unknown { error } if closed || delivery.repetition > 0 => {
+            notifier::Delivery::Unknown { error } if closed || delivery.was_repeated() => {
                 (Stage::GivenUp, Some(error), NoticeState::GivenUp)
             }
             notifier::Delivery::Unknown { error } => {
@@ -389,6 +408,26 @@ impl Notice {
         }
         self.edit_what_came_to_light(now_ms);
         state
+    }
+
+    /// Writes what came of an attempt that sent `delivery_id` under the lease `token`, also where that was lost
+    /// meanwhile. `None`: nothing is left to write.
+    pub(super) fn conclude(
+        &mut self,
+        (token, delivery_id): (&str, &str),
+        outcome: &notifier::Delivery,
+        now_ms: u64,
+        wait: Duration,
+    ) -> Option<NoticeState> {
+        if self.is_leased_by(token) {
+            return Some(self.settle(outcome, now_ms, wait));
+        }
+        let receipt = match outcome {
+            notifier::Delivery::Confirmed => None,
+            notifier::Delivery::Shown(receipt) => Some(receipt),
+            _ => return None,
+        };
+        self.confirm_late(delivery_id, receipt, now_ms).then_some(NoticeState::Confirmed)
     }
 
     fn edit_what_came_to_light(&mut self, now_ms: u64) {
@@ -475,6 +514,24 @@ fn escaped(part: &str) -> String {
         }
     }
     out
+}
+
+/// What tells two records apart for whoever works on them, as seen at one time.
+#[cfg(test)]
+impl Notice {
+    pub(super) fn outline(&self, now_ms: u64) -> impl std::hash::Hash + use<> {
+        let of = |delivery: &Delivery| {
+            let stage = match delivery.stage.clone() {
+                Stage::Failed { not_before_ms, wait_ms, rejected } => {
+                    Stage::Failed { not_before_ms: not_before_ms.saturating_sub(now_ms), wait_ms, rejected }
+                }
+                stage => stage,
+            };
+            (stage, delivery.repetition, delivery.attempts)
+        };
+        let told = self.update.as_ref().map(|update| update.body.get("type").is_some_and(|kind| kind == PUT_AGAIN));
+        (of(&self.opened), self.update.as_ref().map(of), told)
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,10 @@ use crate::outbox::{NoticeState, Verdict};
 /// found by then.
 pub const LOOK_AGAIN_MAX: Duration = Duration::from_secs(1);
 
+/// A session that has no owner here is being let go of, or is another process's: nobody can say that its notices are not
+/// wanted. They go with its records.
+const NOBODY_TO_ASK: Duration = Duration::from_secs(10);
+
 /// Who has a notice of one question or result, and how far the ladder was climbed for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Told {
@@ -154,7 +158,23 @@ pub fn verdict(decision: Decision, now: Instant) -> Verdict {
     }
 }
 
+/// What is said of a notice whose session has no owner here.
+pub fn verdict_without_owner() -> Verdict {
+    Verdict::LookAgain(NOBODY_TO_ASK)
+}
+
 /// Open, the mode reaches out, and neither covered, held, nor notified: what somebody is woken by.
 pub fn is_unreached(inputs: &Inputs<'_>, open: bool, held: bool, confirmed: bool) -> bool {
     open && inputs.mode != ReachOutMode::Off && !inputs.is_covered() && !held && !confirmed
+}
+
+/// What tells two of them apart for whoever decides by them, as seen at one time, in whole seconds. What is further back
+/// than `far` looks the same.
+#[cfg(test)]
+impl Told {
+    pub(crate) fn outline(&self, now: Instant, far: u64) -> impl std::hash::Hash + use<'_> {
+        let ago = |at: Instant| now.saturating_duration_since(at).as_secs().min(far);
+        let reached = self.reached.map(|(rung, at)| (rung, ago(at)));
+        (&self.notices, self.first_at.map(ago), reached, self.unfinished)
+    }
 }

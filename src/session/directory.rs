@@ -48,6 +48,7 @@ use crate::{
     reach_out::{
         Windows,
         ladder::{Ladder, Step},
+        told::verdict_without_owner,
     },
     runtime_link::{Link, Runtimes},
     task_webhook::{self, Due, Post, TaskWebhooks},
@@ -469,7 +470,7 @@ impl Owners for Directory {
         Box::pin(async move {
             match self.get_any(key.session) {
                 Some(session) => session.recheck(key.clone()).await,
-                None => Verdict::Drop,
+                None => verdict_without_owner(),
             }
         })
     }

@@ -445,4 +445,6 @@ impl Departures {
 }
 
 #[cfg(test)]
+mod outline;
+#[cfg(test)]
 mod tests;

@@ -26,6 +26,7 @@ use crate::{
     gateway::Gateway,
     history::History,
     shim::{self, Fault, Plan},
+    telegram::{Fake, TOKEN},
 };
 
 const BOUND: Duration = Duration::from_secs(20);
@@ -418,6 +419,17 @@ async fn commits_of_a_question() -> (u64, u64) {
 /// `false`: it never came to that commit.
 async fn dies_at(fault: Fault, k: u64) -> bool {
     let mut stage = Stage::set(&format!("{fault:?}-{k}"), "").await;
+    let died = dies_around_a_question(&mut stage, fault, k).await;
+    stage.hook.confirms("g").await;
+    sleep(PAST_EVERYTHING).await;
+    stage.check_came("g", &[0]);
+    assert_eq!(stage.why("g").await["notices"][0]["state"], "confirmed", "{fault:?} {k}");
+    stage.gateway.remove().await;
+    died
+}
+
+/// Starts, asks, dies at that commit and starts again; a question that was not taken is asked again.
+async fn dies_around_a_question(stage: &mut Stage, fault: Fault, k: u64) -> bool {
     let started = stage.gateway.start_with(Some(&Plan::at(fault, k))).await;
     let opened = started && timeout(BOUND, stage.opens()).await.is_ok_and(|opened| opened.is_some());
     let asked = opened && timeout(BOUND, stage.asks("g", json!({}))).await.is_ok_and(|asked| asked.is_some());
@@ -432,12 +444,90 @@ async fn dies_at(fault: Fault, k: u64) -> bool {
     if !asked && stage.next == 1 {
         stage.asks("g", json!({})).await.unwrap();
     }
-    stage.hook.confirms("g").await;
-    sleep(PAST_EVERYTHING).await;
-    stage.check_came("g", &[0]);
-    assert_eq!(stage.why("g").await["notices"][0]["state"], "confirmed", "{fault:?} {k}");
-    stage.gateway.remove().await;
     died
+}
+
+/// Two people in their chats, who are both told first.
+const CHATS: [i64; 2] = [11, 22];
+
+/// A gateway that knows both, and is not running.
+async fn with_two_chats(name: &str) -> (Stage, Fake) {
+    let fake = Fake::start().await;
+    let settings = format!("[telegram]\ntoken = \"{TOKEN}\"\napi = \"{}\"\n", fake.url);
+    let mut stage = Stage::set(name, &settings).await;
+    stage.gateway.start().await;
+    for chat in CHATS {
+        let issued = stage.http.post(format!("{}/v1/links/codes", stage.gateway.url)).json(&json!({})).send().await;
+        let issued: Value = serde_json::from_str(&issued.unwrap().text().await.unwrap()).unwrap();
+        let person = json!({ "id": chat, "is_bot": false, "first_name": "Ann" });
+        let text = format!("/start {}", issued["code"].as_str().unwrap());
+        let chat = json!({ "id": chat, "type": "private" });
+        fake.happened(json!({ "message": {
+            "message_id": 1, "date": 1_700_000_000, "chat": chat, "from": person, "text": text,
+        }}));
+    }
+    let are_linked = async || stage.get("/v1/links").await["links"].as_array().is_some_and(|links| links.len() == 2);
+    stage.wait_until("both are linked", are_linked).await;
+    stage.gateway.kill().await;
+    (stage, fake)
+}
+
+/// What each of the two was asked, in order.
+fn asked(fake: &Fake) -> [Vec<String>; 2] {
+    let sent = fake.calls("sendMessage");
+    CHATS.map(|chat| {
+        let to_it = sent.iter().filter(|call| call.parameters["chat_id"] == chat);
+        let texts = to_it.map(|call| call.parameters["text"].as_str().unwrap().to_owned());
+        texts.filter(|text| text.contains("May I?")).collect()
+    })
+}
+
+async fn both_are_confirmed(stage: &Stage) {
+    let confirmed = async || {
+        let why = stage.why("g").await;
+        let notices = why["notices"].as_array().cloned().unwrap_or_default();
+        notices.len() == 2 && notices.iter().all(|notice| notice["state"] == "confirmed")
+    };
+    stage.wait_until("both are confirmed", confirmed).await;
+}
+
+/// Two notices are under way at once, and a kill finds each of them somewhere else.
+#[tokio::test]
+async fn killed_at_each_commit_while_two_chats_are_told_it_misses_neither_and_asks_neither_a_third_time() {
+    let (mut stage, fake) = with_two_chats("chats-count").await;
+    assert!(stage.gateway.start_with(Some(&Plan::count())).await);
+    stage.opens().await.unwrap();
+    let (_, before) = stage.gateway.counted();
+    stage.asks("g", json!({})).await.unwrap();
+    both_are_confirmed(&stage).await;
+    let (_, after) = stage.gateway.counted();
+    stage.gateway.remove().await;
+    assert_eq!(asked(&fake).map(|texts| texts.len()), [1, 1]);
+    println!("from the question to both confirmations: commits {} to {after}", before + 1);
+    let points =
+        (before + 1..=after).flat_map(|k| [(Fault::KillBeforeSync, k), (Fault::KillAfterSync, k)]).collect::<Vec<_>>();
+    let mut outcomes = Vec::new();
+    for points in points.chunks(8) {
+        outcomes.extend(join_all(points.iter().map(|(fault, k)| Box::pin(dies_among_chats(*fault, *k)))).await);
+    }
+    println!("(reached, asked again) {outcomes:?}");
+    assert!(outcomes.iter().filter(|(died, _)| *died).count() * 2 >= outcomes.len());
+}
+
+/// Whether it came to that commit, and how many were asked twice.
+async fn dies_among_chats(fault: Fault, k: u64) -> (bool, usize) {
+    let (mut stage, fake) = with_two_chats(&format!("chats-{fault:?}-{k}")).await;
+    let died = dies_around_a_question(&mut stage, fault, k).await;
+    both_are_confirmed(&stage).await;
+    sleep(PAST_EVERYTHING).await;
+    let asked = asked(&fake);
+    for texts in &asked {
+        let says_so = |text: &String| text.contains("sent again");
+        let first_and_again = texts.len() == 2 && !says_so(&texts[0]) && says_so(&texts[1]);
+        assert!(texts.len() == 1 || first_and_again, "{fault:?} {k}: {asked:?}");
+    }
+    stage.gateway.remove().await;
+    (died, asked.iter().filter(|texts| texts.len() == 2).count())
 }
 
 // --- the wall clock --------------------------------------------------------------------------------------------------
