@@ -231,7 +231,7 @@ mod tests {
 
     use super::*;
 
-    fn view(more: serde_json::Value) -> GuardrailView {
+    fn view(more: &serde_json::Value) -> GuardrailView {
         let mut view = json!({
             "session": "s", "guardrailId": "g", "revision": 1, "asked": 1, "kind": "login", "value": "Log in",
             "state": "open", "openedAt": "2026-03-01T03:00:00.000Z", "expiresAt": "2026-03-02T03:00:00.000Z",
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn nothing_from_outside_becomes_markup_or_a_place_of_the_page() {
         let evil = "</title><script>{{main}}{{title}}\" onfocus='x' \u{202e}&";
-        let view = view(json!({
+        let view = view(&json!({
             "value": evil, "domain": evil, "websiteError": evil,
             "fields": [{ "id": evil, "label": evil, "hint": evil, "type": evil, "secret": false }],
             "choices": [{ "id": evil, "label": evil }],
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn what_was_typed_is_shown_again_unless_it_is_secret() {
-        let view = view(json!({ "fields": [{ "id": "user", "secret": false }, { "id": "password" }] }));
+        let view = view(&json!({ "fields": [{ "id": "user", "secret": false }, { "id": "password" }] }));
         let wrong = Wrong { fields: vec![(1, "This is needed.")], ..Wrong::default() };
         let values = vec![Some("ann".to_owned()), Some("hunter2".to_owned())];
         let page = form(&view, "s", "seal", &Again { values, wrong, ..Again::default() });
