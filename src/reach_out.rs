@@ -207,9 +207,7 @@ fn rule_5_grace(inputs: &Inputs<'_>) -> Option<Decision> {
 /// 5 s after a watcher with proof of this revision left abnormally.
 fn grace_after_proof(inputs: &Inputs<'_>) -> Option<Instant> {
     let left = inputs.presence.departures.iter().filter(|departure| {
-        departure.leave == Leave::Abnormal
-            && relevant(inputs, departure.able)
-            && had_it(inputs, departure)
+        departure.leave == Leave::Abnormal && relevant(inputs, departure.able) && had_it(inputs, departure)
     });
     left.map(|departure| departure.at + inputs.windows.grace).max()
 }

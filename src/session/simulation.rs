@@ -93,7 +93,8 @@ impl Found {
     fn print_delays(&self) {
         println!("from a question or result to its first message, over {} seeds, in ms:", self.seeds);
         for class in [Class::Nobody, Class::Dead, Class::Unproved, Class::Other] {
-            let mut all: Vec<u64> = self.delays.iter().filter(|delay| delay.class == class).map(|delay| delay.ms).collect();
+            let mut all: Vec<u64> =
+                self.delays.iter().filter(|delay| delay.class == class).map(|delay| delay.ms).collect();
             all.sort_unstable();
             let at = |share: usize| all.get((all.len() * share / 100).min(all.len().saturating_sub(1))).copied();
             println!("  {class:?}: {} times, p50 {:?}, p99 {:?}, max {:?}", all.len(), at(50), at(99), all.last());
@@ -150,7 +151,8 @@ fn no_seed_breaks_a_promise() {
     let last = std::env::var("ONLOOKER_TEST_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
     let last = last.unwrap_or(if full { SEEDS * 10 } else { SEEDS });
     let next = AtomicU64::new(1);
-    let work = || Found::of(std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| *seed <= last)));
+    let work =
+        || Found::of(std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| *seed <= last)));
     let found = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).fold(Found::default(), Found::join)

@@ -391,7 +391,8 @@ impl<'a> Checker<'a> {
                 () if seen.is_some_and(|seen| seen < from && self.is_kept(seen, message.at)) => "it was seen",
                 () => continue,
             };
-            self.wrong.push(format!("nag: at {} {} is told of {:?}: {because}", message.at, message.target, due.subject));
+            self.wrong
+                .push(format!("nag: at {} {} is told of {:?}: {because}", message.at, message.target, due.subject));
         }
     }
 
@@ -409,7 +410,8 @@ impl<'a> Checker<'a> {
         };
         let to_be_told = to_be_told.without(&quiet);
         for tier in 0..self.plan.tiers.len() {
-            let dead = if tier == 0 { Spans::of([(0, self.end + 1)]) } else { self.tier_is_dead(&due.subject, tier - 1) };
+            let dead =
+                if tier == 0 { Spans::of([(0, self.end + 1)]) } else { self.tier_is_dead(&due.subject, tier - 1) };
             for target in self.plan.targets(tier).collect::<Vec<_>>() {
                 let first = sent.iter().filter(|message| message.target == target && message.step == 0);
                 let first = first.map(|message| message.at).min();
@@ -488,7 +490,8 @@ impl<'a> Checker<'a> {
     fn somebody_else(&self, due: &Due, at: u64) -> bool {
         let question = matches!(due.subject, Subject::Question { .. });
         let session = self.of_session(due.subject.session()).iter().filter(|counting| counting.able || !question);
-        let mut without = session.filter(|counting| counting.covers(due.offset).is_none_or(|(from, _)| from > counting.from));
+        let mut without =
+            session.filter(|counting| counting.covers(due.offset).is_none_or(|(from, _)| from > counting.from));
         without.any(|counting| counting.from < at && counting.to > due.raised && counting.covers(due.offset).is_none())
     }
 
@@ -557,10 +560,14 @@ impl<'a> Checker<'a> {
             }
             for card in self.messages.iter().filter(of).filter(|message| message.kind == "opened" && message.arrived) {
                 let updated = |update: &&Message| {
-                    update.kind == "update" && update.target == card.target && update.step == 0 && update.may_have_arrived()
+                    update.kind == "update"
+                        && update.target == card.target
+                        && update.step == 0
+                        && update.may_have_arrived()
                 };
                 if !self.messages.iter().filter(of).any(|message| updated(&message)) {
-                    let line = format!("the card at {} of {:?} never says that it was closed", card.target, due.subject);
+                    let line =
+                        format!("the card at {} of {:?} never says that it was closed", card.target, due.subject);
                     wrong.push(line);
                 }
             }
@@ -737,8 +744,7 @@ fn counting(trace: &[At], lives: &[(u64, u64)]) -> BTreeMap<Nth, Vec<Counting>> 
                 };
                 let (who, session) = (*who, *session);
                 let (from, to, end, proofs, last_sign) = (at, at, Left::Stayed, Vec::new(), at);
-                let counting =
-                    Counting { who, from, to, able: *able, results: *sees_results, end, proofs, last_sign };
+                let counting = Counting { who, from, to, able: *able, results: *sees_results, end, proofs, last_sign };
                 let (live_until, is_counting, sign, observer) = (at + LIVE, false, at, *observer);
                 let following =
                     Following { session, counting, observer, live_until, attentive_until, is_counting, sign };

@@ -68,7 +68,9 @@ impl Manner {
         };
         let pongs = match random.random_range(0..10) {
             _ if flaps => Pongs::Never,
-            0..=3 if plan.frozen => Pongs::Until(Instant::now() + Duration::from_millis(random.random_range(0..60_000))),
+            0..=3 if plan.frozen => {
+                Pongs::Until(Instant::now() + Duration::from_millis(random.random_range(0..60_000)))
+            }
             4 if plan.liars => Pongs::Never,
             5 | 6 if plan.liars => Pongs::Stale,
             _ => Pongs::Prompt,
@@ -190,7 +192,8 @@ impl Visit {
         let position = loop {
             let following = self.following.as_ref()?;
             let position = following.position();
-            let next = [Some(self.next_ping), self.pongs.front().map(|pong| pong.0), Some(self.next_word), Some(self.ends)];
+            let next =
+                [Some(self.next_ping), self.pongs.front().map(|pong| pong.0), Some(self.next_word), Some(self.ends)];
             let next = next.into_iter().flatten().chain(following.deadline()).min().unwrap();
             tokio::select! {
                 biased;

@@ -11,7 +11,10 @@ use crate::reach_out::ladder::Step;
 pub(super) enum End {
     Killed,
     /// At so many writes to the engine after its start: before or after the write has happened.
-    KilledAtWrite { nth: u32, after: bool },
+    KilledAtWrite {
+        nth: u32,
+        after: bool,
+    },
     Stopped,
     /// The last one: everything that can heal heals, and the run ends when all is settled.
     Quiet,

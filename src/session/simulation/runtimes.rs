@@ -114,8 +114,14 @@ impl Drop for Connection {
 impl Connection {
     async fn open(life: &Life, memory: Arc<Mutex<Memory>>) -> Option<Self> {
         let runtimes = &life.directory.services().runtimes;
-        let entry =
-            RuntimeEntry::new(ConnectionId::random(), "r".to_owned(), (project(), false), 9, Map::new(), Arc::default());
+        let entry = RuntimeEntry::new(
+            ConnectionId::random(),
+            "r".to_owned(),
+            (project(), false),
+            9,
+            Map::new(),
+            Arc::default(),
+        );
         runtimes.register(Arc::clone(&entry));
         let known = memory.lock().unwrap().session;
         let begun = match known {

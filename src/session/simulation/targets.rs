@@ -62,8 +62,11 @@ impl Carrier {
 
     async fn attempt(&self, message: &Message) -> Delivery {
         let trace = &self.world.trace;
-        let target =
-            if message.address.is_empty() { self.name.to_owned() } else { format!("{}:{}", self.name, message.address) };
+        let target = if message.address.is_empty() {
+            self.name.to_owned()
+        } else {
+            format!("{}:{}", self.name, message.address)
+        };
         let nth = trace.serial();
         let notice = message.notice().expect("a notice is of the protocol");
         trace.push(Event::Sends {

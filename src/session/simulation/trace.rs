@@ -47,44 +47,143 @@ pub(super) enum Event {
     Started,
     Killed,
     Stopped,
-    Jumped { by_ms: i64 },
-    Trouble { begins: bool },
+    Jumped {
+        by_ms: i64,
+    },
+    Trouble {
+        begins: bool,
+    },
     Quiet,
-    Opened { session: Nth, mode: ReachOutMode },
+    Opened {
+        session: Nth,
+        mode: ReachOutMode,
+    },
     // --- committed
-    Raised { subject: Subject, offset: u64 },
+    Raised {
+        subject: Subject,
+        offset: u64,
+    },
     /// The record says that nothing can answer it any more.
-    Closed { subject: Subject },
-    ResultDue { subject: Subject, offset: u64 },
-    Control { session: Nth, taken: bool },
-    Ended { session: Nth },
-    Forgotten { session: Nth },
+    Closed {
+        subject: Subject,
+    },
+    ResultDue {
+        subject: Subject,
+        offset: u64,
+    },
+    Control {
+        session: Nth,
+        taken: bool,
+    },
+    Ended {
+        session: Nth,
+    },
+    Forgotten {
+        session: Nth,
+    },
     /// A notice's record was written.
-    Kept { subject: Subject, target: String, rung: (u32, u32), id: String, opened: String, update: Option<String> },
+    Kept {
+        subject: Subject,
+        target: String,
+        rung: (u32, u32),
+        id: String,
+        opened: String,
+        update: Option<String>,
+    },
     // --- people
-    Enters { who: u64, session: Nth, able: bool, sees_results: bool, observer: bool, attention: Attention },
-    Alive { who: u64 },
-    Proves { who: u64, offset: u64 },
-    Says { who: u64, active: bool },
-    Leaves { who: u64, clean: bool },
-    PollBegins { who: u64, session: Nth, able: bool },
-    PollRead { who: u64, questions: u64, result: Option<u64> },
-    PollEnds { who: u64 },
-    ClaimAsked { subject: Subject, length_ms: u64, by: u64, connection: bool },
-    Claimed { subject: Subject, by: u64 },
-    ReleaseAsked { subject: Subject, by: u64 },
-    Released { subject: Subject, by: u64 },
-    ConnectionLost { by: u64 },
+    Enters {
+        who: u64,
+        session: Nth,
+        able: bool,
+        sees_results: bool,
+        observer: bool,
+        attention: Attention,
+    },
+    Alive {
+        who: u64,
+    },
+    Proves {
+        who: u64,
+        offset: u64,
+    },
+    Says {
+        who: u64,
+        active: bool,
+    },
+    Leaves {
+        who: u64,
+        clean: bool,
+    },
+    PollBegins {
+        who: u64,
+        session: Nth,
+        able: bool,
+    },
+    PollRead {
+        who: u64,
+        questions: u64,
+        result: Option<u64>,
+    },
+    PollEnds {
+        who: u64,
+    },
+    ClaimAsked {
+        subject: Subject,
+        length_ms: u64,
+        by: u64,
+        connection: bool,
+    },
+    Claimed {
+        subject: Subject,
+        by: u64,
+    },
+    ReleaseAsked {
+        subject: Subject,
+        by: u64,
+    },
+    Released {
+        subject: Subject,
+        by: u64,
+    },
+    ConnectionLost {
+        by: u64,
+    },
     /// An answer under this key was told that it won.
-    Answered { subject: Subject, key: String },
+    Answered {
+        subject: Subject,
+        key: String,
+    },
     // --- messages
-    Sends { nth: u64, target: String, id: String, kind: String, repeat: bool, step: u32, subject: Subject, card: bool },
-    Arrives { nth: u64 },
-    Sent { nth: u64, outcome: Outcome },
+    Sends {
+        nth: u64,
+        target: String,
+        id: String,
+        kind: String,
+        repeat: bool,
+        step: u32,
+        subject: Subject,
+        card: bool,
+    },
+    Arrives {
+        nth: u64,
+    },
+    Sent {
+        nth: u64,
+        outcome: Outcome,
+    },
     // --- at the end
-    Unreached { count: usize },
-    Final { subject: Subject, target: String, rung: (u32, u32), state: &'static str },
-    Gone { session: Nth },
+    Unreached {
+        count: usize,
+    },
+    Final {
+        subject: Subject,
+        target: String,
+        rung: (u32, u32),
+        state: &'static str,
+    },
+    Gone {
+        session: Nth,
+    },
 }
 
 #[derive(Default)]

@@ -93,8 +93,12 @@ pub(super) struct Life {
 impl World {
     pub(super) fn new(plan: Plan) -> Arc<Self> {
         let (trace, kill) = (Arc::new(Trace::default()), Arc::new(Kill::default()));
-        let bounds =
-            Bounds { log_records: 10_000, log_bytes: 16 << 20, log_age: Duration::from_secs(604_800), total_bytes: 1 << 30 };
+        let bounds = Bounds {
+            log_records: 10_000,
+            log_bytes: 16 << 20,
+            log_age: Duration::from_secs(604_800),
+            total_bytes: 1 << 30,
+        };
         let tap = Tap {
             memory: MemoryEngine::new(bounds),
             trace: Arc::clone(&trace),
@@ -467,7 +471,9 @@ impl Tap {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         let subject = match &record["subject"]["guardrail"] {
             Value::Null => Subject::Result { session, task: text(&record["subject"]["result"]["task"]) },
-            question => Subject::Question { session, id: text(&question["id"]), revision: number(&question["revision"]) },
+            question => {
+                Subject::Question { session, id: text(&question["id"]), revision: number(&question["revision"]) }
+            }
         };
         let state = |delivery: &Value| match delivery["rejected"] == true {
             true => "rejected".to_owned(),
