@@ -67,12 +67,12 @@ struct Found {
 
 impl Found {
     fn run(&mut self, seed: u64) {
-        self.run_plan(Plan::of(seed));
+        self.run_plan(&Plan::of(seed));
     }
 
-    fn run_plan(&mut self, plan: Plan) {
-        let (seed, trace) = (plan.seed, trace_of(&plan));
-        let (wrong, delays) = checker::check(&plan, &trace);
+    fn run_plan(&mut self, plan: &Plan) {
+        let (seed, trace) = (plan.seed, trace_of(plan));
+        let (wrong, delays) = checker::check(plan, &trace);
         self.seeds += 1;
         self.delays.extend(delays);
         if !wrong.is_empty() {
@@ -129,7 +129,7 @@ fn assert_nothing_where(changed: impl Fn(&mut Plan)) {
     for seed in 1..=24 {
         let mut plan = Plan::calm(seed);
         changed(&mut plan);
-        found.run_plan(plan);
+        found.run_plan(&plan);
     }
     found.assert_nothing();
 }

@@ -402,6 +402,9 @@ impl Poller {
     }
 }
 
+/// What tells departures apart for a decision, beside time and proof: abnormal, able, the last able one, the last one.
+type Nature = (bool, bool, bool, bool);
+
 /// Those who left, as far as that can still matter: of the same nature, a later one with at least the same proof
 /// replaces an earlier one, unless something was raised between the two.
 ///
@@ -409,7 +412,7 @@ impl Poller {
 #[derive(Clone, Default)]
 struct Departures {
     /// With their numbers in the order in which they left, which at one instant times do not tell.
-    by_nature: BTreeMap<(bool, bool, bool, bool), VecDeque<(u64, Departure)>>,
+    by_nature: BTreeMap<Nature, VecDeque<(u64, Departure)>>,
     next: u64,
     /// When a question was last raised, or a task last ended.
     raised: Option<Instant>,

@@ -372,10 +372,10 @@ fn check(method: &str, parameters: &Value) -> Vec<String> {
         }
     }
     wrong.extend(given.keys().filter(|name| types(method).iter().all(|(known, _)| known != name)).cloned());
-    if let Some(reply) = given.get("reply_parameters") {
-        if !reply["message_id"].is_i64() || reply["allow_sending_without_reply"] != true {
-            wrong.push(format!("reply_parameters {reply}"));
-        }
+    if let Some(reply) = given.get("reply_parameters")
+        && (!reply["message_id"].is_i64() || reply["allow_sending_without_reply"] != true)
+    {
+        wrong.push(format!("reply_parameters {reply}"));
     }
     if given.contains_key("link_preview_options") && given["link_preview_options"] != json!({ "is_disabled": true }) {
         wrong.push("link_preview_options".to_owned());

@@ -24,7 +24,7 @@ fn marks() -> crate::chat::marks::Marks {
 }
 
 /// A question, as the outbox hands it over.
-fn question(guardrail: Value) -> Message {
+fn question(guardrail: &Value) -> Message {
     let body = json!({
         "type": "guardrail.opened", "id": NOTICE, "session": "s", "at": "2026-01-02T03:04:05.678Z",
         "guardrail": guardrail,
@@ -39,7 +39,7 @@ fn question(guardrail: Value) -> Message {
 }
 
 fn purchase(value: &str) -> Message {
-    question(json!({"guardrailId": "g", "revision": 1, "kind": "purchase", "value": value}))
+    question(&json!({"guardrailId": "g", "revision": 1, "kind": "purchase", "value": value}))
 }
 
 fn closed(card: Option<Receipt>, value: &str) -> Message {
@@ -80,7 +80,7 @@ fn error(delivery: &Delivery) -> &str {
 #[tokio::test]
 async fn a_question_is_one_message_whose_buttons_carry_marks() {
     let fake = Fake::start().await;
-    let mut message = question(json!({
+    let mut message = question(&json!({
         "guardrailId": "g", "revision": 1, "kind": "purchase", "value": "Buy \"Tom & Jerry\" <now>?",
         "domain": "shop.example",
     }));
@@ -165,7 +165,7 @@ async fn a_long_question_is_cut_with_a_link_to_the_rest() {
 #[tokio::test]
 async fn links_that_telegram_refuses_on_buttons_are_text() {
     let fake = Fake::start().await;
-    let mut message = question(json!({
+    let mut message = question(&json!({
         "guardrailId": "g", "revision": 1, "kind": "login", "value": "x".repeat(9000),
         "fields": [{"id": "p", "type": "password", "secret": true}],
     }));
@@ -186,7 +186,7 @@ async fn a_choice_without_a_word_has_a_number_and_does_not_cost_the_message() {
     let fake = Fake::start().await;
     let choices = json!([{"id": "a", "label": "\u{200b} "}, {"id": "b", "label": "<Blue>\n"}, {"id": "c"}]);
     let message =
-        question(json!({"guardrailId": "g", "revision": 1, "kind": "ambiguous", "value": "?", "choices": choices}));
+        question(&json!({"guardrailId": "g", "revision": 1, "kind": "ambiguous", "value": "?", "choices": choices}));
     assert!(matches!(telegram(&fake).send(&message).await, Delivery::Shown(_)));
     let (_, message) = fake.only_message();
     let rows: Vec<_> = message.keyboard[..3].iter().map(|row| row[0]["text"].as_str().unwrap()).collect();
@@ -225,7 +225,7 @@ async fn a_picture_takes_nothing_from_the_question() {
         "guardrailId": "g", "revision": 1, "kind": "purchase", "value": "x".repeat(900),
         "domain": "d".repeat(200), "websiteError": "e".repeat(200), "expiresAt": "f".repeat(200),
     });
-    telegram.send(&with_picture(question(facts), 10)).await;
+    telegram.send(&with_picture(question(&facts), 10)).await;
     assert_eq!(fake.calls("sendMessage").len(), 1);
     // Telegram takes no larger one, and says what it thinks of this one.
     telegram.send(&with_picture(purchase("Buy?"), PICTURE + 1)).await;
