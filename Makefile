@@ -32,7 +32,7 @@ help:
 	@echo "make test       format, lints, every test, and each safety check switched off once"
 	@echo "make sabotage   switches each safety check off and sees its tests fail"
 	@echo "make clients    installs the clients that the tests run: npm's and Python's, pinned"
-	@echo "make bench      what durability and the surfaces cost (about 15 minutes, quiet machine)"
+	@echo "make bench      what durability, the surfaces and watching cost (about 20 minutes, quiet machine)"
 	@echo "make bench-stores  redb, fjall and SQLite on the log's workload (about 5 minutes)"
 
 demo:
@@ -76,6 +76,7 @@ bench:
 	@$(CARGO) bench --bench engine
 	@$(CARGO) bench --bench durable
 	@$(CARGO) bench --bench surfaces
+	@$(CARGO) bench --bench reach_out
 
 bench-stores:
 	@$(CARGO) run --release --manifest-path benches/stores/Cargo.toml

@@ -213,6 +213,10 @@ function drawList() {
   setText($("session-count"), sessions.length ? String(sessions.length) : "");
   $("no-sessions").hidden = sessions.length > 0;
   setText($("no-sessions"), "No sessions yet. Start a task, or connect a runtime.");
+  const unreachable = summaries.unreachable();
+  const questions = unreachable === 1 ? "A question waits" : `${unreachable} questions wait`;
+  $("unreachable").hidden = !unreachable;
+  setText($("unreachable"), unreachable ? `${questions} of which nobody could be told: no chat or webhook took it.` : "");
   const waiting = summaries.waiting();
   document.title = waiting ? `(${waiting}) Onlooker` : "Onlooker";
 }

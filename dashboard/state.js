@@ -34,6 +34,12 @@ export class Summaries {
       .sort((a, b) => rank(a) - rank(b) || b.createdAt.localeCompare(a.createdAt) || a.session.localeCompare(b.session));
   }
 
+  /** Questions of which nobody could be told. */
+  unreachable() {
+    const isUnreachable = (guardrail) => guardrail.unreachable;
+    return this.inOrder().reduce((sum, s) => sum + s.guardrails.filter(isUnreachable).length, 0);
+  }
+
   waiting() {
     return this.inOrder().reduce((sum, s) => sum + s.guardrails.length, 0);
   }

@@ -10,6 +10,8 @@
 pub mod card;
 pub mod desk;
 pub mod marks;
+pub mod slack;
+pub mod telegram;
 
 use std::sync::Arc;
 
@@ -146,10 +148,16 @@ pub struct Reply {
     pub link: Option<(String, String)>,
     /// What was said should not stay in the chat: it may be a secret.
     pub erase: bool,
+    /// Nothing came of it: shown so that it is not overlooked.
+    pub refused: bool,
 }
 
 impl Reply {
     pub fn text(text: impl Into<String>) -> Self {
         Self { text: text.into(), ..Self::default() }
+    }
+
+    pub fn refused(text: impl Into<String>) -> Self {
+        Self { refused: true, ..Self::text(text) }
     }
 }

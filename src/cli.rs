@@ -20,7 +20,9 @@ mod failure;
 mod guardrails;
 mod key;
 mod line;
+mod links;
 mod log;
+mod notices;
 mod panics;
 mod recordings;
 mod remote;
@@ -60,6 +62,8 @@ enum Command {
     Guardrails(guardrails::List),
     Answer(answer::AnswerOne),
     Why(guardrails::Why),
+    Links(links::Links),
+    Notices(notices::Notices),
     Replay(recordings::Replay),
     Record(recordings::Record),
     Inspect(data::Inspect),
@@ -105,6 +109,8 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Guardrails(list) => list.run().await,
         Command::Answer(answer) => answer.run().await,
         Command::Why(why) => why.run().await,
+        Command::Links(links) => links.run().await,
+        Command::Notices(notices) => notices.run().await,
         Command::Replay(replay) => replay.run().await,
         Command::Record(record) => record.run().await,
         Command::Inspect(inspect) => inspect.run(),
@@ -162,5 +168,9 @@ mod tests {
         assert!(parse(arguments("watch")).is_err_and(|error| error.use_stderr()), "a session or --project");
         assert!(parse(arguments("answer g --text yes --decline")).is_err());
         assert!(parse(arguments("sessions --gateway ftp://x")).is_err());
+        for line in ["links", "links --json", "links code --environment e --gateway http://x", "links remove l"] {
+            assert!(parse(arguments(line)).is_ok(), "{line}");
+        }
+        assert!(parse(arguments("links remove")).is_err() && parse(arguments("links --json code")).is_err());
     }
 }

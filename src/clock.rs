@@ -10,9 +10,18 @@ pub fn text(at: OffsetDateTime) -> String {
     at.to_offset(time::UtcOffset::UTC).format(MILLISECONDS).expect("every time has these parts")
 }
 
+/// The present in wall time: for what is stored or shown. Waiting itself is on the monotonic clock.
+pub fn now() -> OffsetDateTime {
+    #[cfg(test)]
+    if let Some(now) = pretended::now() {
+        return now;
+    }
+    OffsetDateTime::now_utc()
+}
+
 /// The present, as text.
 pub fn now_text() -> String {
-    text(OffsetDateTime::now_utc())
+    text(now())
 }
 
 /// How long since a time as text; nothing for one that is to come, or is none.
@@ -33,4 +42,31 @@ pub fn parse(text: &str) -> Option<OffsetDateTime> {
 /// Milliseconds since 1970, UTC; 0 before.
 pub fn milliseconds(at: OffsetDateTime) -> u64 {
     u64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
+}
+
+/// Wall time that goes with the runtime's paused clock, and jumps when it is told to. One for each thread.
+#[cfg(test)]
+pub(crate) mod pretended {
+    use std::cell::Cell;
+
+    use time::OffsetDateTime;
+    use tokio::time::Instant;
+
+    thread_local! {
+        static BASE: Cell<Option<(Instant, OffsetDateTime)>> = const { Cell::new(None) };
+    }
+
+    pub(super) fn now() -> Option<OffsetDateTime> {
+        BASE.get().map(|(since, wall)| wall + since.elapsed())
+    }
+
+    /// From now on this thread's wall time is this one.
+    pub(crate) fn set(wall: OffsetDateTime) {
+        BASE.set(Some((Instant::now(), wall)));
+    }
+
+    /// This thread's wall time is the system's again.
+    pub(crate) fn end() {
+        BASE.set(None);
+    }
 }

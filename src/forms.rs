@@ -68,6 +68,18 @@ impl Forms {
         Some(Opens { notice, expired: now.unix_timestamp() >= end })
     }
 
+    /// What the form of a link carries, so that only a page that was got with the link can be sent back.
+    pub fn seal(&self, token: &str) -> String {
+        let tag = self.mac(format!("seal.{token}").as_bytes()).finalize().into_bytes();
+        BASE64.encode(&tag[..TAG])
+    }
+
+    /// Whether [`Self::seal`] made it for this link. Takes as long whatever is wrong.
+    pub fn is_sealed(&self, token: &str, seal: &str) -> bool {
+        let tag = BASE64.decode(seal).ok().filter(|tag| tag.len() == TAG);
+        tag.is_some_and(|tag| self.mac(format!("seal.{token}").as_bytes()).verify_truncated_left(&tag).is_ok())
+    }
+
     /// Where a session can be looked at, for people outside.
     pub fn view(&self, session: &str) -> Option<String> {
         self.public_url.as_ref()?.join(&format!("view/{session}")).ok().map(String::from)
@@ -118,5 +130,13 @@ mod tests {
             assert_eq!(forms(1).read(std::str::from_utf8(&changed).unwrap(), now), None, "at {at}");
         }
         assert_eq!(forms(1).read(&whole[1..], now), None);
+    }
+
+    #[test]
+    fn a_seal_is_one_links_own() {
+        let seal = forms(1).seal("one");
+        assert!(forms(1).is_sealed("one", &seal));
+        assert!(!forms(1).is_sealed("other", &seal) && !forms(2).is_sealed("one", &seal));
+        assert!(!forms(1).is_sealed("one", &seal[1..]) && !forms(1).is_sealed("one", ""));
     }
 }

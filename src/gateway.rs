@@ -17,7 +17,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Auth, SigningKey},
-    chat::{Connector, Connectors, Desk, desk::ChatDesk, marks::MarkKey},
+    chat::{
+        Connector, Connectors, Desk,
+        desk::ChatDesk,
+        marks::MarkKey,
+        slack::{Slack, SlackOptions},
+        telegram::Telegram,
+    },
     config::{Config, ConfigError},
     control::ControlTimes,
     engine::{
@@ -63,10 +69,14 @@ pub enum StartError {
     Tls(#[from] tls::TlsError),
     #[error("the notify webhook: {0}")]
     Webhook(#[from] WebhookError),
+    #[error("the HTTP client of the chats cannot be built")]
+    Chats(#[source] reqwest::Error),
     #[error("the data directory cannot be used")]
     Data(#[from] OpenError),
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    #[error("the stored links of chats cannot be read")]
+    Links(#[source] EngineError),
     #[error("the directory of uploaded files cannot be used")]
     Files(#[source] io::Error),
     #[error("the key that signs tokens cannot be read or kept")]
@@ -116,7 +126,19 @@ impl Gateway {
     /// # Errors
     /// As [`Gateway::start`].
     pub async fn start_on(config: Config, engine: Arc<dyn Engine>) -> Result<Self, StartError> {
-        config.check()?;
+        Self::start_with(config, engine, Vec::new()).await
+    }
+
+    /// Starts on a given engine, with chats beside those of the configuration.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub async fn start_with(
+        config: Config,
+        engine: Arc<dyn Engine>,
+        chats: Vec<Arc<dyn Connector>>,
+    ) -> Result<Self, StartError> {
+        config.check_beside(&chats.iter().map(|chat| chat.name()).collect::<Vec<_>>())?;
         // Another part of the process may have installed one: then that one serves.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let tls = match (&config.listen.tls_cert, &config.listen.tls_key) {
@@ -124,13 +146,14 @@ impl Gateway {
             _ => None,
         };
         let times = outbox_times(&config);
-        let connectors = connectors(&config);
+        let connectors = connectors(&config).map_err(StartError::Chats)?;
+        let connectors: Connectors = connectors.iter().cloned().chain(chats).collect();
         let (outbox, dispatcher) = Outbox::new(Arc::clone(&engine), notifiers(&config, times, &connectors)?, times);
         let stop = Stop::new(config.times.drain);
         let files = Files::open(FilesOptions::from(&config)).await.map_err(StartError::Files)?;
         let signing_key = signing_key(&*engine).await?;
         let chats = Chats {
-            links: Arc::new(Links::new(Arc::clone(&engine))),
+            links: Arc::new(Links::load(Arc::clone(&engine)).await.map_err(StartError::Links)?),
             forms: Forms::new(signing_key.derive("forms"), config.listen.public_url.clone()),
             marks: MarkKey::new(signing_key.derive("chat marks")),
             connectors: connectors.clone(),
@@ -174,6 +197,8 @@ impl Gateway {
             rates,
             connectors,
             desk,
+            form_posts: http::form::posts(),
+            link_tests: http::links::tests(),
             socketio: Default::default(),
             connections: AtomicUsize::new(0),
             ready: AtomicBool::new(true),
@@ -316,8 +341,16 @@ struct Chats {
 }
 
 /// The chats that the configuration names.
-fn connectors(_config: &Config) -> Connectors {
-    Connectors::default()
+fn connectors(config: &Config) -> Result<Connectors, reqwest::Error> {
+    let mut chats: Vec<Arc<dyn Connector>> = Vec::new();
+    let public_url = config.listen.public_url.as_ref();
+    if let Some(telegram) = Telegram::new(&config.telegram, public_url, config.times.notice_timeout)? {
+        chats.push(Arc::new(telegram));
+    }
+    if let Some(options) = SlackOptions::from_config(config) {
+        chats.push(Arc::new(Slack::new(options)?));
+    }
+    Ok(chats.into_iter().collect())
 }
 
 fn notifiers(config: &Config, times: OutboxTimes, chats: &Connectors) -> Result<Notifiers, WebhookError> {

@@ -83,6 +83,8 @@ pub struct Guardrail {
     /// What the runtime gets with the outcome holds values of secret fields.
     hands_over_secrets: bool,
     pub decisions: VecDeque<WhyView>,
+    /// Nobody is looking, and nobody is left who could be told. Found anew by each decision.
+    pub unreachable: bool,
     /// The version of its record in the engine.
     pub version: Option<Version>,
 }
@@ -146,14 +148,14 @@ pub enum Answering {
 #[cfg_attr(test, derive(Clone))]
 pub struct Book {
     rules: GuardrailRules,
-    by_id: HashMap<String, Guardrail>,
+    by_id: BTreeMap<String, Guardrail>,
     /// Versions of records whose guardrails the log does not know: their raising was not taken.
     unraised: HashMap<String, Version>,
 }
 
 impl Book {
     pub fn new(rules: GuardrailRules) -> Self {
-        Self { rules, by_id: HashMap::new(), unraised: HashMap::new() }
+        Self { rules, by_id: BTreeMap::new(), unraised: HashMap::new() }
     }
 
     /// A guardrail as its record or the log has it.
@@ -250,6 +252,7 @@ impl Book {
             filled,
             hands_over_secrets: false,
             decisions: VecDeque::new(),
+            unreachable: false,
             version,
         };
         self.by_id.insert(id.clone(), guardrail);

@@ -3,9 +3,12 @@
 pub mod body;
 pub mod cors;
 pub mod events;
+pub mod form;
 pub mod guard;
 pub mod hooks;
+pub mod links;
 pub mod listener;
+pub mod notices;
 pub mod operator;
 pub mod rest;
 pub mod runtime;
@@ -32,7 +35,7 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header, request},
     middleware,
     response::{IntoResponse, Response},
-    routing::{any, get, post},
+    routing::{any, delete, get, post},
 };
 use onlooker_protocol::code::{Code, Refusal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -49,6 +52,7 @@ use crate::{
     ids::SessionId,
     metrics::Metrics,
     session::{Directory, Session},
+    tries::Tries,
 };
 
 /// What every surface uses.
@@ -68,6 +72,10 @@ pub struct Parts {
     pub rates: webrun::rates::Rates,
     pub connectors: Connectors,
     pub desk: Arc<dyn Desk>,
+    /// How often forms are sent, by notice.
+    pub form_posts: Tries<String>,
+    /// How often links are tried, by project.
+    pub link_tests: Tries<String>,
     pub socketio: socketio::SocketIo,
     /// Open WebSockets and event streams, for the metric.
     pub connections: AtomicUsize,
@@ -148,11 +156,18 @@ pub fn router(app: App) -> Router {
         .route("/v1/guardrails/{id}/claim", post(rest::claim))
         .route("/v1/guardrails/{id}/release", post(rest::release))
         .route("/v1/guardrails/{id}/why", get(rest::why))
+        .route("/v1/notices", get(notices::list))
+        .route("/v1/notices/{id}/retry", post(notices::retry))
         .route("/v1/subscribers/{id}/alive", post(events::alive))
         .route("/v1/tokens", post(rest::issue_token))
         .route("/v1/hooks/{connector}", post(hooks::hear))
+        .route("/v1/links", get(links::list))
+        .route("/v1/links/codes", post(links::issue_code))
+        .route("/v1/links/{id}", delete(links::remove))
+        .route("/v1/links/{id}/test", post(links::test))
         .merge(operator::dashboard())
         .merge(view::routes())
+        .merge(form::routes())
         .layer(DefaultBodyLimit::max(limits.http_body_bytes))
         .merge(publishing)
         .merge(webrun::routes(limits).layer(cors::layer()))

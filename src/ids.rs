@@ -7,17 +7,26 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use onlooker_protocol::event::Epoch;
 use rand::{RngExt, rngs::SysRng};
+use uuid::Uuid;
 
 const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 
+fn fill(bytes: &mut [u8]) {
+    use rand::TryRng;
+    #[cfg(test)]
+    if seeded::fill(bytes) {
+        return;
+    }
+    SysRng.try_fill_bytes(bytes).expect("the system's random generator works");
+}
+
 /// Fills `N` characters `[a-z0-9]` from the system's generator, without modulo bias.
 fn random_text<const N: usize>() -> [u8; N] {
-    use rand::TryRng;
     let mut out = [0; N];
     let mut filled = 0;
     while filled < N {
         let mut raw = [0u8; 64];
-        SysRng.try_fill_bytes(&mut raw).expect("the system's random generator works");
+        fill(&mut raw);
         // 252 is the largest multiple of 36 in a byte.
         for byte in raw.into_iter().filter(|b| *b < 252) {
             if filled == N {
@@ -89,7 +98,15 @@ pub fn random_epoch() -> Epoch {
 
 /// A UUIDv7: for events, notices and connections.
 pub fn time_ordered_id() -> String {
-    uuid::Uuid::now_v7().to_string()
+    time_ordered().to_string()
+}
+
+fn time_ordered() -> Uuid {
+    #[cfg(test)]
+    if let Some(id) = seeded::time_ordered() {
+        return id;
+    }
+    Uuid::now_v7()
 }
 
 /// Whether a task's or guardrail's id from outside may be used: `[A-Za-z0-9_-]{1,64}`.
@@ -103,19 +120,74 @@ pub struct ConnectionId(pub u128);
 
 impl ConnectionId {
     pub fn random() -> Self {
-        Self(uuid::Uuid::now_v7().as_u128())
+        Self(time_ordered().as_u128())
     }
 }
 
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&uuid::Uuid::from_u128(self.0), f)
+        fmt::Display::fmt(&Uuid::from_u128(self.0), f)
     }
 }
 
 /// Jitter: a duration between zero and `max`.
 pub fn up_to(max: std::time::Duration) -> std::time::Duration {
-    max.mul_f64(rand::rng().random::<f64>())
+    max.mul_f64(fraction())
+}
+
+fn fraction() -> f64 {
+    #[cfg(test)]
+    if let Some(fraction) = seeded::fraction() {
+        return fraction;
+    }
+    rand::rng().random()
+}
+
+/// Everything here that is random from one seed, for one thread, so that what it does there can be repeated.
+#[cfg(test)]
+pub(crate) mod seeded {
+    use std::cell::RefCell;
+
+    use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
+    use uuid::Uuid;
+
+    struct Source {
+        random: StdRng,
+        last_ms: u64,
+    }
+
+    thread_local! {
+        static SOURCE: RefCell<Option<Source>> = const { RefCell::new(None) };
+    }
+
+    pub(crate) fn begin(seed: u64) {
+        SOURCE.set(Some(Source { random: StdRng::seed_from_u64(seed), last_ms: 0 }));
+    }
+
+    pub(crate) fn end() {
+        SOURCE.set(None);
+    }
+
+    fn with<T>(draw: impl FnOnce(&mut Source) -> T) -> Option<T> {
+        SOURCE.with_borrow_mut(|source| source.as_mut().map(draw))
+    }
+
+    pub(super) fn fill(bytes: &mut [u8]) -> bool {
+        with(|source| source.random.fill_bytes(bytes)).is_some()
+    }
+
+    pub(super) fn fraction() -> Option<f64> {
+        with(|source| source.random.random())
+    }
+
+    /// In the order in which they were made, also within one millisecond and when the wall clock jumps.
+    pub(super) fn time_ordered() -> Option<Uuid> {
+        let now_ms = crate::clock::milliseconds(crate::clock::now());
+        with(|source| {
+            source.last_ms = now_ms.max(source.last_ms + 1);
+            uuid::Builder::from_unix_timestamp_millis(source.last_ms, &source.random.random()).into_uuid()
+        })
+    }
 }
 
 #[cfg(test)]

@@ -43,3 +43,4 @@ pub mod ids;
 pub mod images;
 pub mod metrics;
 pub mod sabotage;
+pub mod tries;

@@ -1,6 +1,6 @@
 //! Every metric, named in one place, with its meaning. Exported in the OpenMetrics text form under `onlooker_`.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, atomic::Ordering};
 
 use onlooker_protocol::Code;
 use prometheus_client::{
@@ -31,8 +31,11 @@ pub struct Metrics {
     refusals: Family<[(&'static str, &'static str); 1], Counter>,
     closes: Family<[(&'static str, &'static str); 1], Counter>,
     notices: Family<[(&'static str, &'static str); 1], Gauge>,
+    notice_outcomes: Family<[(&'static str, String); 2], Counter>,
+    notices_dead: Family<[(&'static str, String); 1], Gauge>,
     task_webhooks: Family<[(&'static str, &'static str); 1], Counter>,
     callbacks_refused: Family<[(&'static str, &'static str); 2], Counter>,
+    chats_working: Family<[(&'static str, &'static str); 1], Gauge>,
     sessions: Gauge,
     connections: Gauge,
     stored_bytes: Gauge,
@@ -90,6 +93,14 @@ impl Metrics {
         registry.register("refusals", "Requests and events refused, by code", refusals.clone());
         registry.register("closes", "Connections closed by the gateway, by code", closes.clone());
         registry.register("notices", "Notices by what became of them", notices.clone());
+        let chats_working = Family::default();
+        let help = "Whether a chat accepts our credential: 1, or 0 until somebody changes something";
+        registry.register("chats_working", help, chats_working.clone());
+        let (notice_outcomes, notices_dead) = (Family::default(), Family::default());
+        let help = "What became of attempts to send notices, by notifier";
+        registry.register("notice_outcomes", help, notice_outcomes.clone());
+        let help = "Notices that were rejected or given up, by notifier: nobody has them for certain";
+        registry.register("notices_dead", help, notices_dead.clone());
         let callbacks_refused = Family::default();
         let help = "What came from chats and was refused, by chat and reason";
         registry.register("callbacks_refused", help, callbacks_refused.clone());
@@ -126,8 +137,11 @@ impl Metrics {
             refusals,
             closes,
             notices,
+            notice_outcomes,
+            notices_dead,
             task_webhooks,
             callbacks_refused,
+            chats_working,
             sessions,
             connections,
             stored_bytes,
@@ -150,9 +164,23 @@ impl Metrics {
         self.notices.get_or_create(&[("state", state)]).set(count.cast_signed());
     }
 
+    /// Sets a count of what became of one notifier's notices, as the outbox keeps it.
+    pub fn notice_outcomes(&self, notifier: &str, outcome: &'static str, count: u64) {
+        let labels = [("notifier", notifier.to_owned()), ("outcome", outcome.to_owned())];
+        self.notice_outcomes.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
+    }
+
+    pub fn notices_dead(&self, notifier: &str, count: u64) {
+        self.notices_dead.get_or_create(&[("notifier", notifier.to_owned())]).set(count.cast_signed());
+    }
+
     /// Something that came from a chat was refused.
     pub fn callback_refused(&self, chat: &'static str, why: &'static str) {
         self.callbacks_refused.get_or_create(&[("chat", chat), ("reason", why)]).inc();
+    }
+
+    pub fn chat_works(&self, chat: &'static str, works: bool) {
+        self.chats_working.get_or_create(&[("chat", chat)]).set(i64::from(works));
     }
 
     /// What became of a task's webhook.

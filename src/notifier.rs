@@ -26,7 +26,8 @@ pub trait Notifier: Send + Sync + 'static {
     }
 }
 
-/// The shortest times between the beginnings of two sends. Zero: none.
+/// The shortest times between the beginnings of two sends; the outbox keeps them. Zero: none. With a pace for addresses,
+/// each of them is sent one message at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pace {
     /// To one address.
@@ -85,6 +86,12 @@ impl fmt::Debug for Message {
 }
 
 /// What came of one attempt. Errors are for operators: they hold no body, no URL and no secret.
+///
+/// Where the other end wants to be left alone for a while, that holds back everything for this target
+/// ([`Delivery::Refused`]) or for all of the notifier ([`Delivery::Throttled`]). What does not say which of them it means
+/// is for the target: another one that is meant as well says so itself at the cost of one request, and a chat that is
+/// asked too much silences no other. So a 429 of Telegram (of the chat or of the bot) and of Slack (of the method in the
+/// workspace or in the channel) holds back the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// The other end has taken it.
@@ -94,11 +101,15 @@ pub enum Delivery {
     /// The other end has not taken it, for certain.
     Refused {
         error: String,
-        /// The other end's own wish, or the notifier's where trying soon has no sense.
+        /// The other end's own wish, or the notifier's where trying soon has no sense: nothing is sent to this target
+        /// before.
         retry_after: Option<Duration>,
     },
+    /// As refused, and the other end has said that it wants to hear nothing of this notifier, to whatever address.
+    Throttled { error: String, retry_after: Duration },
     /// The other end has not taken it, for certain, and will not take a later one unless somebody changes something
-    /// there: the credential is revoked, the chat is gone or has blocked us, the request itself is wrong.
+    /// there: the credential is revoked, the chat is gone or has blocked us, the request itself is wrong. What is asked is
+    /// tried again, slowly; an edit is not: its message is gone.
     Rejected { error: String },
     /// It may have arrived, or not.
     Unknown { error: String },
@@ -120,6 +131,10 @@ impl Notifiers {
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
+    }
+
+    pub fn paces(&self) -> impl Iterator<Item = (String, Pace)> {
+        self.0.iter().map(|(name, notifier)| (name.clone(), notifier.pace()))
     }
 }
 

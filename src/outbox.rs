@@ -12,6 +12,7 @@
 
 mod attempt;
 mod dispatcher;
+mod index;
 #[cfg(test)]
 pub(crate) mod modelled;
 mod record;
@@ -20,28 +21,30 @@ mod schedule;
 mod tests;
 
 use std::{
+    collections::{HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use futures::future::BoxFuture;
-use onlooker_protocol::view::NoticeView;
+use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream};
+use onlooker_protocol::view::{ListedNotice, NoticeView};
 use serde_json::{Map, Value};
 use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
 use tokio::time::Instant;
 
-pub use self::{dispatcher::Dispatcher, record::Thread};
+pub use self::{dispatcher::Dispatcher, index::Listing, record::Thread};
 use self::{
+    index::Index,
     record::Notice,
-    schedule::{Due, Schedule},
+    schedule::{Due, Schedule, Shares},
 };
 use crate::{
     engine::{Engine, EngineError, RecordKey, RecordKind, Version},
     ids::{Project, SessionId},
-    notifier::{Extras, Notifiers, Receipt},
+    notifier::{Extras, Notifiers, Receipt, split_target},
     reach_out::ladder::Rung,
 };
 
@@ -79,7 +82,7 @@ pub struct Draft {
     pub thread: Option<Thread>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NoticeState {
     Queued,
     Leased,
@@ -98,6 +101,15 @@ pub enum NoticeState {
 }
 
 impl NoticeState {
+    /// Those that a record can be in.
+    pub const STORED: [Self; 7] =
+        [Self::Queued, Self::Leased, Self::Confirmed, Self::Failed, Self::Rejected, Self::GivenUp, Self::Dropped];
+
+    /// Nobody has it for certain, and nobody should wait for it.
+    pub fn is_dead(self) -> bool {
+        matches!(self, Self::Rejected | Self::GivenUp)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -182,6 +194,8 @@ pub struct OutboxStats {
     pub confirmed: AtomicU64,
     /// Attempts that were refused, of updates too.
     pub refused: AtomicU64,
+    /// Attempts that were refused until somebody changes something at the other end, of updates too.
+    pub rejected: AtomicU64,
     /// Attempts whose outcome is unknown, of updates too.
     pub unknown: AtomicU64,
     /// Repeats after an unknown outcome, of updates too.
@@ -192,16 +206,57 @@ pub struct OutboxStats {
     pub updates: AtomicU64,
 }
 
-impl OutboxStats {
-    fn add(counter: &AtomicU64) {
-        counter.fetch_add(1, Ordering::Relaxed);
+/// Over all, and of each notifier.
+struct Stats {
+    all: OutboxStats,
+    of: HashMap<String, OutboxStats>,
+    /// Of targets whose notifier is not configured.
+    of_none: OutboxStats,
+}
+
+impl Stats {
+    fn new(notifiers: &Notifiers) -> Self {
+        let of = notifiers.names().map(|name| (name.to_owned(), OutboxStats::default())).collect();
+        Self { all: OutboxStats::default(), of, of_none: OutboxStats::default() }
+    }
+
+    fn add(&self, target: &str, counter: impl Fn(&OutboxStats) -> &AtomicU64) {
+        let of = self.of.get(split_target(target).0).unwrap_or(&self.of_none);
+        for stats in [&self.all, of] {
+            counter(stats).fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Targets whose last notice was rejected.
+#[derive(Default)]
+struct Rejecting(Mutex<HashSet<String>>);
+
+impl Rejecting {
+    /// Whether that is news.
+    fn begins(&self, target: &str) -> bool {
+        let mut targets = self.0.lock().expect("no holder panics");
+        !targets.contains(target) && (targets.len() >= REJECTING || targets.insert(target.to_owned()))
+    }
+
+    /// Whether it was among them.
+    fn ends(&self, target: &str) -> bool {
+        self.0.lock().expect("no holder panics").remove(target)
     }
 }
 
 /// How many notices wait in memory. About 300 bytes each; the rest waits in the engine.
 const SCHEDULE_LIMIT: usize = 65_536;
-/// How many one target is sent at once: a slow target leaves room for others.
-const PER_TARGET: usize = 4;
+/// How many one notifier is sent at once: a slow one leaves room for others.
+const PER_NOTIFIER: usize = 16;
+/// How many one target is sent at once, where its notifier has no pace for it: a slow target leaves room for others.
+const PER_TARGET: usize = 8;
+/// Targets of which it is remembered that they reject notices. More than that are said to do so each time.
+const REJECTING: usize = 10_000;
+/// Records that a list reads at once.
+const READ_AT_ONCE: usize = 32;
+/// What counters and gauges call targets whose notifier is not configured.
+pub const NO_NOTIFIER: &str = "none";
 
 /// The handle. Cheap to clone.
 #[derive(Clone)]
@@ -214,19 +269,54 @@ struct Shared {
     notifiers: Notifiers,
     times: OutboxTimes,
     schedule: Schedule,
-    stats: OutboxStats,
+    index: Index,
+    rejecting: Rejecting,
+    stats: Stats,
 }
 
 impl Outbox {
     /// The outbox over an engine, and the task that sends. Nothing is sent until that runs.
     pub fn new(engine: Arc<dyn Engine>, notifiers: Notifiers, times: OutboxTimes) -> (Self, Dispatcher) {
-        let schedule = Schedule::new(SCHEDULE_LIMIT, PER_TARGET);
-        let shared = Arc::new(Shared { engine, notifiers, times, schedule, stats: OutboxStats::default() });
+        Self::with_room_for(SCHEDULE_LIMIT, engine, notifiers, times)
+    }
+
+    fn with_room_for(
+        waiting: usize,
+        engine: Arc<dyn Engine>,
+        notifiers: Notifiers,
+        times: OutboxTimes,
+    ) -> (Self, Dispatcher) {
+        let shares = Shares { waiting, per_notifier: PER_NOTIFIER, per_target: PER_TARGET };
+        let shared = Arc::new(Shared {
+            schedule: Schedule::new(shares, notifiers.paces()),
+            stats: Stats::new(&notifiers),
+            index: Index::default(),
+            rejecting: Rejecting::default(),
+            engine,
+            notifiers,
+            times,
+        });
         (Self { shared: Arc::clone(&shared) }, Dispatcher::new(shared))
     }
 
     pub fn stats(&self) -> &OutboxStats {
-        &self.shared.stats
+        &self.shared.stats.all
+    }
+
+    /// The same for each notifier, by its name.
+    pub fn stats_by_notifier(&self) -> impl Iterator<Item = (&str, &OutboxStats)> {
+        let of = self.shared.stats.of.iter().map(|(name, stats)| (name.as_str(), stats));
+        of.chain([(NO_NOTIFIER, &self.shared.stats.of_none)])
+    }
+
+    /// How many notices of this node's sessions are dead, for each notifier, by its name.
+    pub fn dead(&self) -> HashMap<&str, u64> {
+        let mut dead: HashMap<&str, u64> = self.stats_by_notifier().map(|(name, _)| (name, 0)).collect();
+        for (name, count) in self.shared.index.dead() {
+            let known = self.shared.stats.of.get_key_value(&name).map_or(NO_NOTIFIER, |(name, _)| name);
+            *dead.entry(known).or_default() += count;
+        }
+        dead
     }
 
     /// Writes a notice unless its key is there, and has it looked at now unless it waits after a refusal. A question's
@@ -239,10 +329,10 @@ impl Outbox {
         notice.thread = draft.thread;
         match self.shared.engine.put(name.clone(), None, notice.encode()).await {
             Ok(version) => {
-                OutboxStats::add(&self.shared.stats.queued);
+                self.shared.stats.add(&draft.key.target, |stats| &stats.queued);
                 let id = notice.opened.id.as_str();
                 tracing::info!(notice.id = id, session.id = ?draft.key.session, notice.target = draft.key.target, "notice queued");
-                self.shared.schedule(name, &notice, version);
+                self.shared.take_up(name, &notice, version);
                 Ok(Queued::New)
             }
             Err(conflict @ EngineError::Conflict { .. }) => {
@@ -250,7 +340,7 @@ impl Outbox {
                 if notice.revive() {
                     version = self.shared.engine.put(name.clone(), Some(version), notice.encode()).await?;
                 }
-                self.shared.schedule(name, &notice, version);
+                self.shared.take_up(name, &notice, version);
                 Ok(Queued::AlreadyThere(notice.opened.state()))
             }
             Err(error) => Err(error),
@@ -271,24 +361,52 @@ impl Outbox {
         Ok(self.shared.read(&record_key(key)).await?.map(|(_, notice)| notice.opened.state()))
     }
 
-    /// Each of a session's keys, how it stands, and when it was written, in milliseconds of wall time.
-    pub async fn states(&self, session: SessionId) -> Result<Vec<(NoticeKey, NoticeState, u64)>, EngineError> {
-        let found = self.shared.read_all(session).await?;
-        let state = |(_, _, notice): &Stored| (notice.key(session), notice.opened.state(), notice.opened.at_ms);
-        Ok(found.iter().map(state).collect())
-    }
-
-    /// The notice with this id, of the message that asks.
+    /// The notice with this id, of the message that asks, among those of the sessions that are known here.
     pub async fn find(&self, id: &str) -> Result<Option<Found>, EngineError> {
-        let found = self.shared.list(None).await?;
-        Ok(found.into_iter().find(|(_, _, notice)| notice.opened.id == id).map(Found::of))
+        let Some(name) = self.shared.index.find(id) else { return Ok(None) };
+        let found = self.shared.read(&name).await?.filter(|(_, notice)| notice.opened.id == id);
+        Ok(found.map(|(_, notice)| Found::of(&name, notice)))
     }
 
-    /// The notice whose message lies there.
+    /// The notice whose message lies there, among those of the sessions that are known here.
     pub async fn find_message(&self, target: &str, at: &Receipt) -> Result<Option<Found>, EngineError> {
-        let found = self.shared.list(None).await?;
-        let here = |notice: &Notice| notice.target == target && notice.opened.receipt.as_ref() == Some(at);
-        Ok(found.into_iter().find(|(_, _, notice)| here(notice)).map(Found::of))
+        let Some(name) = self.shared.index.find_message(target, at) else { return Ok(None) };
+        Ok(self.shared.read(&name).await?.map(|(_, notice)| Found::of(&name, notice)))
+    }
+
+    /// Notices of the sessions that are known here, newest first.
+    pub async fn list(&self, asked: &Listing<'_>) -> Result<Vec<ListedNotice>, EngineError> {
+        let names = stream::iter(self.shared.index.list(asked));
+        let read = |name: RecordKey| async move {
+            let found = self.shared.read(&name).await?;
+            Ok(found.map(|(_, notice)| listed(&name, &notice)))
+        };
+        let found: Vec<Option<ListedNotice>> = names.map(read).buffered(READ_AT_ONCE).try_collect().await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Makes a notice due now that was refused or rejected, by its id. It is still sent only if it is wanted, and not
+    /// while its target is held back. `None`: there is no such notice.
+    ///
+    /// The inner error says why there is nothing to try again.
+    pub async fn retry(&self, id: &str) -> Result<Option<Result<ListedNotice, &'static str>>, EngineError> {
+        let Some(name) = self.shared.index.find(id) else { return Ok(None) };
+        loop {
+            let Some((version, mut notice)) = self.shared.read(&name).await? else { return Ok(None) };
+            if let Err(why) = notice.retry(wall_ms()) {
+                return Ok(Some(Err(why)));
+            }
+            match self.shared.engine.put(name.clone(), Some(version), notice.encode()).await {
+                Ok(version) => {
+                    tracing::info!(notice.id = id, notice.target = notice.target, "notice made due by an operator");
+                    self.shared.index.follow(&name, version, &notice);
+                    self.shared.schedule(name.clone(), &notice, version);
+                    return Ok(Some(Ok(listed(&name, &notice))));
+                }
+                Err(EngineError::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// A guardrail's revision closed, or a higher one took its place: whoever may have its card is told `body` once,
@@ -321,7 +439,7 @@ impl Outbox {
         while notice.close(body, wall_ms()) {
             match self.shared.engine.put(name.clone(), Some(version), notice.encode()).await {
                 Ok(version) => {
-                    self.shared.schedule(name, &notice, version);
+                    self.shared.take_up(name, &notice, version);
                     return Ok(());
                 }
                 Err(EngineError::Conflict { .. }) => match self.shared.read(&name).await? {
@@ -334,18 +452,22 @@ impl Outbox {
         Ok(())
     }
 
-    /// Takes up a session's notices, after this process became its owner.
-    pub async fn resume(&self, session: SessionId) -> Result<(), EngineError> {
+    /// Takes up a session's notices, after this process became its owner. Returns each of its keys, how it stands, and
+    /// when it was written, in milliseconds of wall time.
+    pub async fn resume(&self, session: SessionId) -> Result<Vec<(NoticeKey, NoticeState, u64)>, EngineError> {
+        let mut states = Vec::new();
         for (name, version, notice) in self.shared.read_all(session).await? {
-            self.shared.schedule(name, &notice, version);
+            states.push((notice.key(session), notice.opened.state(), notice.opened.at_ms));
+            self.shared.take_up(name, &notice, version);
         }
-        Ok(())
+        Ok(states)
     }
 
-    /// The session's retention ended or another process owns it: its notices are no longer sent from here. Their
-    /// records go with the session's.
+    /// The session's retention ended or another process owns it: its notices are no longer sent from here, and no
+    /// longer found. Their records go with the session's.
     pub async fn forget(&self, session: SessionId) {
         self.shared.schedule.forget(session);
+        self.shared.index.forget(session);
     }
 }
 
@@ -360,16 +482,19 @@ pub struct Found {
     pub state: NoticeState,
     /// Where its message lies.
     pub receipt: Option<Receipt>,
+    /// An attempt whose outcome is unknown was repeated: another message like it may lie there.
+    pub repeated: bool,
 }
 
 impl Found {
-    fn of((name, _, notice): Stored) -> Self {
+    fn of(name: &RecordKey, notice: Notice) -> Self {
         Self {
             key: notice.key(name.session),
             state: notice.opened.state(),
             id: notice.opened.id,
             project: notice.project,
             receipt: notice.opened.receipt,
+            repeated: notice.opened.repetition > 0,
         }
     }
 }
@@ -381,15 +506,22 @@ impl Shared {
     }
 
     async fn read_all(&self, session: SessionId) -> Result<Vec<Stored>, EngineError> {
-        self.list(Some(session)).await
+        Ok(self.list(Some(session)).await?.collect())
     }
 
-    async fn list(&self, session: Option<SessionId>) -> Result<Vec<Stored>, EngineError> {
+    /// Taken apart one after the other: all of them may be many.
+    async fn list(&self, session: Option<SessionId>) -> Result<impl Iterator<Item = Stored> + Send, EngineError> {
         let found = self.engine.list(RecordKind::Notice, session).await?;
         Ok(found
             .into_iter()
-            .filter_map(|(name, version, bytes)| decoded(&name, &bytes).map(|notice| (name, version, notice)))
-            .collect())
+            .filter_map(|(name, version, bytes)| Some((decoded(&name, &bytes)?, name, version)))
+            .map(|(notice, name, version)| (name, version, notice)))
+    }
+
+    /// Sees to it that a notice is sent when it is due, and found.
+    fn take_up(&self, name: RecordKey, notice: &Notice, version: Version) {
+        self.index.add(&name, version, notice);
+        self.schedule(name, notice, version);
     }
 
     /// Sees to it that the dispatcher looks at a notice when it is due.
@@ -427,12 +559,30 @@ fn view(notice: &Notice) -> NoticeView {
     NoticeView {
         id: opened.id.clone(),
         target: notice.target.clone(),
+        step: notice.step(),
         state: opened.state().as_str().to_owned(),
         attempts: opened.attempts,
         repetition: opened.repetition,
         at: time_text(opened.at_ms),
         error: opened.error.clone(),
         next_try_in_ms: next.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+fn listed(name: &RecordKey, notice: &Notice) -> ListedNotice {
+    let key = notice.key(name.session);
+    let (guardrail_id, revision, task) = match key.subject {
+        NoticeSubject::Guardrail { id, revision } => (Some(id), Some(revision), None),
+        NoticeSubject::Result { task } => (None, None, Some(task)),
+    };
+    ListedNotice {
+        session: name.session.to_string(),
+        notifier: split_target(&notice.target).0.to_owned(),
+        guardrail_id,
+        revision,
+        task,
+        step: Some(key.rung.step).filter(|step| *step > 0),
+        notice: view(notice),
     }
 }
 
@@ -455,5 +605,5 @@ fn time_text(at_ms: u64) -> String {
 
 /// Wall time in milliseconds: for what is stored. Waiting itself is on the monotonic clock.
 fn wall_ms() -> u64 {
-    crate::clock::milliseconds(OffsetDateTime::now_utc())
+    crate::clock::milliseconds(crate::clock::now())
 }

@@ -12,7 +12,10 @@ use std::time::Duration;
 use onlooker_protocol::view::ReachOutMode;
 use tokio::time::Instant;
 
-use crate::watch::{Leave, Presence};
+use crate::{
+    sabotage::{self, Guard},
+    watch::{Departure, Leave, Presence},
+};
 
 /// The windows of the rules.
 #[derive(Clone, Copy, Debug)]
@@ -204,11 +207,14 @@ fn rule_5_grace(inputs: &Inputs<'_>) -> Option<Decision> {
 /// 5 s after a watcher with proof of this revision left abnormally.
 fn grace_after_proof(inputs: &Inputs<'_>) -> Option<Instant> {
     let left = inputs.presence.departures.iter().filter(|departure| {
-        departure.leave == Leave::Abnormal
-            && relevant(inputs, departure.able)
-            && departure.proved >= Some(inputs.offset)
+        departure.leave == Leave::Abnormal && relevant(inputs, departure.able) && had_it(inputs, departure)
     });
     left.map(|departure| departure.at + inputs.windows.grace).max()
+}
+
+/// Whoever left without proof of it was no cover, and its leaving moves no time.
+fn had_it(inputs: &Inputs<'_>, departure: &Departure) -> bool {
+    departure.proved >= Some(inputs.offset) || sabotage::is_off(Guard::GraceOrigin)
 }
 
 /// 5 s after the last able watcher left, if that was abnormally and before the raising.
@@ -226,6 +232,7 @@ fn grace_before_raising(inputs: &Inputs<'_>) -> Option<Instant> {
 /// Rule 6: an able watcher without proof has 10 s from the raising, or from when cover last ended.
 fn rule_6_first_look(inputs: &Inputs<'_>) -> Option<Decision> {
     let somebody = inputs.presence.watchers.iter().any(|watcher| relevant(inputs, watcher.able));
+    let somebody = somebody && !inputs.is_covered();
     let end = first_look_origin(inputs) + inputs.windows.first_look;
     if somebody && inputs.now < end { look_again(Some(end), Why::FirstLook) } else { None }
 }
@@ -235,7 +242,7 @@ fn first_look_origin(inputs: &Inputs<'_>) -> Instant {
         .presence
         .departures
         .iter()
-        .filter(|departure| relevant(inputs, departure.able) && departure.proved >= Some(inputs.offset))
+        .filter(|departure| relevant(inputs, departure.able) && had_it(inputs, departure))
         .map(|departure| departure.at)
         .max();
     cover_ended.map_or(inputs.raised_at, |ended| ended.max(inputs.raised_at))

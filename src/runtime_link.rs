@@ -257,7 +257,9 @@ struct LinkState {
     given: u64,
     accepted: Option<(u64, Position)>,
     refused: VecDeque<(u64, Refusal)>,
-    counts: Option<WatcherCounts>,
+    /// How many look; whatever changes before it is taken, the last one counts.
+    counts: WatcherCounts,
+    counts_due: bool,
 }
 
 impl Link {
@@ -354,6 +356,8 @@ impl Link {
         state.given = given.min(state.last);
         state.accepted = None;
         state.refused.clear();
+        // Whatever another connection was told: on a new one nobody looks until it is told otherwise.
+        state.counts_due = state.counts != WatcherCounts::default();
         state.outlet = Some((connection, outlet));
         state.wake(self.session);
     }
@@ -380,8 +384,10 @@ impl Link {
 
     pub fn watchers(&self, counts: WatcherCounts) {
         let mut state = self.lock();
-        state.counts = Some(counts);
-        state.wake(self.session);
+        if state.counts != counts {
+            (state.counts, state.counts_due) = (counts, true);
+            state.wake(self.session);
+        }
     }
 
     /// Takes what there is for a connection; nothing, if the session is another's by now.
@@ -405,8 +411,8 @@ impl Link {
         frames
             .extend(commands.map(|command| GatewayToRuntime::Command { session: session(), command: command.clone() }));
         state.given = state.held_from.map_or(state.last, |from| from - 1);
-        if let Some(counts) = state.counts.take() {
-            frames.push(GatewayToRuntime::Watchers { session: session(), counts });
+        if std::mem::take(&mut state.counts_due) {
+            frames.push(GatewayToRuntime::Watchers { session: session(), counts: state.counts });
         }
         frames
     }

@@ -10,6 +10,10 @@ pub enum Guard {
     Redactor,
     /// A reach-out decision is taken again, with fresh inputs, at the moment of sending.
     Recheck,
+    /// Only who had the question leaves a grace and moves the time for a first look.
+    GraceOrigin,
+    /// Each revision of a question has notices of its own.
+    KeyRevision,
     /// The first answer wins by compare-and-set.
     CompareAndSet,
     /// An append under an old term is refused.
@@ -20,8 +24,6 @@ pub enum Guard {
     LogCap,
     /// A task's webhook goes to no address inside the operator's network.
     AddressCheck,
-    /// A question under a higher revision has a notice of its own.
-    KeyRevision,
     /// A notice whose repeat may have arrived is not sent once more.
     OneRepeat,
 }
@@ -73,12 +75,13 @@ fn parse(list: &str) -> Vec<Guard> {
         .map(|name| match name {
             "redactor" => Guard::Redactor,
             "recheck" => Guard::Recheck,
+            "grace_origin" => Guard::GraceOrigin,
+            "key_revision" => Guard::KeyRevision,
             "compare_and_set" => Guard::CompareAndSet,
             "fence" => Guard::Fence,
             "byte_bound" => Guard::ByteBound,
             "log_cap" => Guard::LogCap,
             "address_check" => Guard::AddressCheck,
-            "key_revision" => Guard::KeyRevision,
             "one_repeat" => Guard::OneRepeat,
             other => panic!("ONLOOKER_SABOTAGE names no guard: {other}"),
         })
@@ -95,12 +98,13 @@ mod tests {
         let guards = [
             Guard::Redactor,
             Guard::Recheck,
+            Guard::GraceOrigin,
+            Guard::KeyRevision,
             Guard::CompareAndSet,
             Guard::Fence,
             Guard::ByteBound,
             Guard::LogCap,
             Guard::AddressCheck,
-            Guard::KeyRevision,
             Guard::OneRepeat,
         ];
         for guard in guards {

@@ -17,6 +17,8 @@ mod reaching;
 mod restoring;
 mod run_clock;
 mod settling;
+#[cfg(test)]
+mod simulation;
 pub mod state;
 mod telling;
 pub mod unnamed;

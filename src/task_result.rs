@@ -2,7 +2,6 @@
 
 use onlooker_protocol::view::{EndReason, SessionView, TaskView};
 use serde_json::{Map, Value, json};
-use time::OffsetDateTime;
 
 use crate::clock;
 
@@ -35,7 +34,7 @@ impl Failure {
 
 /// A task's usage under both namings, and live: where its runtime says nothing of time, it is measured.
 pub fn usage_of(task: &TaskView) -> Map<String, Value> {
-    let ended = task.ended_at.as_deref().and_then(clock::parse).unwrap_or_else(OffsetDateTime::now_utc);
+    let ended = task.ended_at.as_deref().and_then(clock::parse).unwrap_or_else(clock::now);
     let took = task.started_at.as_deref().map(|started| clock::since(started, ended));
     usage(Some(&task.usage), took.map(|took| took.as_millis() as f64 / 1000.0))
 }

@@ -55,7 +55,18 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(binary: &Path, keeping: Keeping, directory: &Path) -> Outcome<Self> {
+        Self::start_with(binary, keeping, directory, &[])
+    }
+
+    /// The same with more settings, as its environment names them.
+    pub(crate) fn start_with(
+        binary: &Path,
+        keeping: Keeping,
+        directory: &Path,
+        settings: &[(&str, &str)],
+    ) -> Outcome<Self> {
         let mut command = Command::new(binary);
+        command.envs(settings.iter().copied());
         command.args(["serve", "--listen", "127.0.0.1:0"]).env("ONLOOKER_LOG", "error");
         match keeping {
             Keeping::Memory => command.arg("--ephemeral"),

@@ -323,6 +323,9 @@ pub struct OpenGuardrail {
     pub revision: u32,
     pub kind: GuardrailKind,
     pub value: String,
+    /// Nobody is looking, and there is nobody who could be told.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unreachable: bool,
 }
 
 /// How many look at a session, as the `watchers` frame and REST show it.
@@ -402,8 +405,11 @@ pub struct WhyInputs {
 pub struct NoticeView {
     pub id: String,
     pub target: String,
-    /// `queued`, `leased`, `confirmed`, `failed`, `unknown`, `given_up` (also the repeat is unknown) or `dropped` (not
-    /// wanted any more before it was sent).
+    /// The step of the ladder; absent on the first notice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<u32>,
+    /// `queued`, `leased`, `confirmed`, `failed`, `rejected` (refused until somebody changes something at the other end),
+    /// `unknown`, `given_up` (also the repeat is unknown) or `dropped` (not wanted any more before it was sent).
     pub state: String,
     pub attempts: u32,
     /// 1 for the repeat after an unknown outcome.
@@ -413,6 +419,27 @@ pub struct NoticeView {
     pub error: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_try_in_ms: Option<u64>,
+}
+
+/// One of a project's messages to people: what it is about, and how it stands. Never what it says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListedNotice {
+    #[serde(flatten)]
+    pub notice: NoticeView,
+    /// What carries it: the first part of its target.
+    pub notifier: String,
+    pub session: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guardrail_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u32>,
+    /// Of a notice about a result, whose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// The step of the ladder; absent on the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<u32>,
 }
 
 /// Everything about why somebody was or was not contacted for a guardrail.

@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 use onlooker_protocol::{
     Code,
     code::ComeBack,
+    notice::{Notice, NoticeType},
     picture::{self, PublishedPicture, ShownPicture},
     runtime::{GatewayToRuntime, RuntimeToGateway},
     subscriber::{GatewayToSubscriber, SubscriberToGateway},
@@ -175,6 +176,32 @@ fn check_picture<H: Serialize + DeserializeOwned>(frame: &[u8], fixture: &Value)
 
 fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
+}
+
+#[test]
+fn notices_are_as_the_fixtures_say_and_every_type_is_in_the_document() {
+    let kind_of = |notice: &Notice| match notice.kind {
+        NoticeType::GuardrailOpened => "guardrail.opened",
+        NoticeType::GuardrailUpdated => "guardrail.updated",
+        NoticeType::GuardrailResolved => "guardrail.resolved",
+        NoticeType::TaskCompleted => "task.completed",
+        NoticeType::TaskFailed => "task.failed",
+        NoticeType::Test => "test",
+    };
+    let document = read("PROTOCOL.md");
+    let mut seen = BTreeSet::new();
+    for fixture in fixtures("notices") {
+        let notice: Notice = serde_json::from_value(fixture.clone()).unwrap_or_else(|e| panic!("{fixture}: {e}"));
+        assert_eq!(serde_json::to_value(&notice).unwrap(), fixture, "a notice changed on its way");
+        assert_eq!(fixture["type"], kind_of(&notice));
+        assert!(document.contains(&format!("| `{}` |", kind_of(&notice))), "{fixture}: not in the document");
+        let mut extended = fixture.clone();
+        add_unknown_members(&mut extended);
+        let survived: Notice = serde_json::from_value(extended).unwrap_or_else(|e| panic!("{fixture}: {e}"));
+        assert_eq!(Notice { result: None, ..survived }, Notice { result: None, ..notice.clone() });
+        seen.insert(kind_of(&notice));
+    }
+    assert_eq!(seen.len(), 6, "types without a fixture");
 }
 
 #[test]

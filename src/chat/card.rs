@@ -40,6 +40,8 @@ pub struct Button {
 
 /// Labels of choices are cut to this many characters: chats cut them anyway.
 const LABEL: usize = 40;
+/// Names of people, with their chat, are cut to this many.
+const NAME: usize = 64;
 /// More choices than this are answered in words or in the view.
 const BUTTONS: usize = 20;
 /// Of a fact, in characters.
@@ -60,7 +62,8 @@ impl Card {
         };
         (card.text, card.cut) = cut(&card.text, limit);
         if card.cut && card.links.is_empty() {
-            card.hint = Some("The text is cut; the console shows the whole of it.".to_owned());
+            let whole = "The text is cut; the console shows the whole of it.";
+            card.hint = Some(card.hint.map_or_else(|| whole.to_owned(), |hint| format!("{hint} {whole}")));
         }
         card
     }
@@ -109,16 +112,7 @@ impl Card {
     fn closed(notice: &Notice) -> Self {
         let nothing = NoticeGuardrail::default();
         let ended = notice.guardrail.as_ref().unwrap_or(&nothing);
-        let by = ended.by.as_deref().map(|by| format!(" by {}", cut(by, LABEL).0)).unwrap_or_default();
-        let via = ended.via.as_deref().map(|via| format!(" ({})", channel(via))).unwrap_or_default();
-        let heading = match ended.outcome {
-            Some(Outcome::Answered) => format!("Answered{by}{via}"),
-            Some(Outcome::Declined) => format!("Rejected{by}{via}"),
-            Some(Outcome::TimedOut) => "Nobody answered in time".to_owned(),
-            Some(Outcome::Superseded) => "Asked again, below: this question is replaced".to_owned(),
-            Some(Outcome::Lost) => "Asked again: the answer was lost with the gateway before it was used".to_owned(),
-            Some(Outcome::Cancelled) | None => "No longer needed".to_owned(),
-        };
+        let heading = ending(ended.outcome, ended.by.as_deref(), ended.via.as_deref());
         Self { heading, text: ended.value.clone().unwrap_or_default(), facts: facts(notice), ..Self::default() }
     }
 
@@ -133,7 +127,23 @@ impl Card {
     }
 }
 
-fn heading_of(kind: Option<GuardrailKind>) -> &'static str {
+/// How a question ended, in one line.
+pub fn ending(outcome: Option<Outcome>, by: Option<&str>, via: Option<&str>) -> String {
+    let channel = via.map(|via| format!(" ({})", channel(via))).unwrap_or_default();
+    // A chat's people are called by their name and chat already.
+    let channel = if by.is_some_and(|by| by.ends_with(&channel)) { String::new() } else { channel };
+    let by = by.map(|by| format!(" by {}", cut(by, NAME).0)).unwrap_or_default();
+    match outcome {
+        Some(Outcome::Answered) => format!("Answered{by}{channel}"),
+        Some(Outcome::Declined) => format!("Rejected{by}{channel}"),
+        Some(Outcome::TimedOut) => "Nobody answered in time".to_owned(),
+        Some(Outcome::Superseded) => "Asked again, below: this question is replaced".to_owned(),
+        Some(Outcome::Lost) => "Asked again: the answer was lost with the gateway before it was used".to_owned(),
+        Some(Outcome::Cancelled) | None => "No longer needed".to_owned(),
+    }
+}
+
+pub fn heading_of(kind: Option<GuardrailKind>) -> &'static str {
     match kind {
         Some(GuardrailKind::Login) => "A session needs a login",
         Some(GuardrailKind::TwoFactor) => "A session needs a code",
@@ -147,7 +157,7 @@ fn heading_of(kind: Option<GuardrailKind>) -> &'static str {
 }
 
 /// Kinds whose question a bare "go on" does not answer.
-fn wants_words(kind: Option<GuardrailKind>) -> bool {
+pub fn wants_words(kind: Option<GuardrailKind>) -> bool {
     matches!(kind, Some(GuardrailKind::Ambiguous | GuardrailKind::Login | GuardrailKind::TwoFactor))
 }
 
@@ -177,7 +187,7 @@ fn facts(notice: &Notice) -> Vec<(&'static str, String)> {
 }
 
 /// A channel in words.
-fn channel(via: &str) -> &str {
+pub fn channel(via: &str) -> &str {
     match via {
         "websocket" | "socketio" => "live",
         "rest" => "API",

@@ -78,8 +78,10 @@ impl From<StartError> for Failure {
             StartError::Listen { .. }
             | StartError::Data(_)
             | StartError::Restore(_)
+            | StartError::Links(_)
             | StartError::Files(_)
-            | StartError::SigningKey(_) => Status::Failed,
+            | StartError::SigningKey(_)
+            | StartError::Chats(_) => Status::Failed,
             StartError::Config(_) | StartError::Tls(_) | StartError::Webhook(_) => Status::Usage,
         };
         Self::new(status, chain(&error))

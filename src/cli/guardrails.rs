@@ -1,7 +1,7 @@
 //! `onlooker guardrails` and `onlooker why`.
 
 use clap::Args;
-use onlooker_protocol::view::{GuardrailView, GuardrailWhy, NoticeView, OnTimeout, WatcherView, WhyView};
+use onlooker_protocol::view::{GuardrailView, GuardrailWhy, NoticeView, OnTimeout, WatcherView, WhyInputs, WhyView};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -124,7 +124,7 @@ fn explain(view: &GuardrailView, why: &GuardrailWhy) -> Vec<String> {
     if let Some(claim) = &view.claim {
         lines.push(format!("claimed    by {} until {}", plain(&claim.by), claim.until));
     }
-    section(&mut lines, "decisions, newest last", why.decisions.iter().map(of_decision), "none yet");
+    section(&mut lines, "decisions, newest last", why.decisions.iter().flat_map(of_decision), "none yet");
     section(&mut lines, "notices", why.notices.iter().map(of_notice), "none: nobody was contacted");
     section(&mut lines, "who follows now", why.watchers.iter().map(of_watcher), "nobody");
     lines
@@ -154,13 +154,37 @@ fn section(lines: &mut Vec<String>, title: &str, items: impl Iterator<Item = Str
     }
 }
 
-fn of_decision(decision: &WhyView) -> String {
+fn of_decision(decision: &WhyView) -> impl Iterator<Item = String> {
     let what = match (decision.decision.as_str(), decision.again_in_ms) {
         ("look_again", Some(ms)) => format!("look again in {:.1} s", ms as f64 / 1000.0),
         ("look_again", None) => "look again on a change".to_owned(),
         (other, _) => plain(other),
     };
-    format!("{}  {what:<24} {} (rule {})", time(&decision.at), plain(&decision.why), decision.rule)
+    let line = format!("{}  {what:<24} {} (rule {})", time(&decision.at), plain(&decision.why), decision.rule);
+    let inputs = decision.inputs.as_ref().map(|inputs| format!("              because {}", of_inputs(inputs)));
+    std::iter::once(line).chain(inputs)
+}
+
+/// What the gateway knew then, in one line.
+fn of_inputs(inputs: &WhyInputs) -> String {
+    let seconds = |ms: u64| format!("{:.1} s", ms as f64 / 1000.0);
+    let looking = match (inputs.watching, inputs.able) {
+        (0, _) => "nobody was looking".to_owned(),
+        (looking, 0) => format!("{looking} looked, and none of them may answer"),
+        (looking, able) if inputs.covered => {
+            format!("{looking} looked, {able} may answer, and the question had arrived")
+        }
+        (looking, able) => format!("{looking} looked, {able} may answer, and nothing proved that it had arrived"),
+    };
+    let ahead = [
+        (inputs.held_for_ms, "control or a claim for"),
+        (inputs.start_grace_for_ms, "time after the start for"),
+        (inputs.next_step_in_ms, "the ladder's next step in"),
+    ];
+    let mut parts = vec![format!("asked {} before", seconds(inputs.raised_ms_ago)), looking];
+    parts.extend(inputs.last_left_ms_ago.map(|ms| format!("the last one left {} before", seconds(ms))));
+    parts.extend(ahead.into_iter().filter_map(|(ms, what)| Some(format!("{what} {}", seconds(ms?)))));
+    parts.join("; ")
 }
 
 fn of_notice(notice: &NoticeView) -> String {
@@ -168,8 +192,9 @@ fn of_notice(notice: &NoticeView) -> String {
     let error = notice.error.as_deref().map(|error| format!("; {}", plain(error))).unwrap_or_default();
     let next = notice.next_try_in_ms.map(|ms| format!("; again in {:.1} s", ms as f64 / 1000.0)).unwrap_or_default();
     let repeat = if notice.repetition > 0 { " (a repeat)" } else { "" };
+    let step = notice.step.map(|step| format!(" (step {step} of the ladder)")).unwrap_or_default();
     format!(
-        "{}  to {}: {}{repeat}, {tries}{error}{next}",
+        "{}  to {}{step}: {}{repeat}, {tries}{error}{next}",
         time(&notice.at),
         plain(&notice.target),
         plain(&notice.state)
@@ -199,7 +224,9 @@ mod tests {
         let why: GuardrailWhy = serde_json::from_value(json!({
             "session": "s", "guardrailId": "g", "revision": 1, "state": "open", "unreached": true,
             "decisions": [{"at": "2026-03-01T03:00:00.000Z", "decision": "look_again", "rule": 6,
-                           "why": "ann has 10 s to see it", "againInMs": 9500}],
+                           "why": "ann has 10 s to see it", "againInMs": 9500,
+                           "inputs": {"mode": "guardrail_only", "raisedMsAgo": 500, "watching": 2, "able": 1,
+                                      "covered": false, "notified": false, "lastLeftMsAgo": 4000}}],
             "notices": [], "watchers": [],
         }))
         .unwrap();
@@ -207,6 +234,9 @@ mod tests {
         assert_eq!(lines[0], "guardrail g is open. NOBODY HAS BEEN REACHED");
         let text = lines.join("\n");
         assert!(text.contains("03:00:00.000  look again in 9.5 s"), "{text}");
+        let because = "because asked 0.5 s before; 2 looked, 1 may answer, and nothing proved that it had arrived; the last \
+                       one left 4.0 s before";
+        assert!(text.contains(because), "{text}");
         assert!(text.contains("none: nobody was contacted") && text.contains("then it is given up"), "{text}");
     }
 }

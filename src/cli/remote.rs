@@ -84,6 +84,13 @@ impl Remote {
         }
     }
 
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) async fn delete(&self, path: &[&str]) -> Result<(), Failure> {
+        understand(self.send(Method::DELETE, path, &[], None::<&()>).await?).await??;
+        Ok(())
+    }
+
     async fn send(
         &self,
         method: Method,

@@ -108,11 +108,17 @@ impl Serve {
             tracing::warn!("{warning}");
         }
         let open = config.keys.is_empty();
+        let silent = config.reach_out.notify_webhook.is_none()
+            && config.telegram.token.is_none()
+            && config.slack.bot_token.is_none();
         let mut signals = Signals::listen()?;
         let gateway = Gateway::start(config).await?;
         say(format_args!("listening on {}", gateway.url()))?;
         if open {
             tracing::warn!("open: no keys are configured; only this machine can connect");
+        }
+        if silent {
+            tracing::warn!("nobody can be told of a guardrail: set --notify-webhook, or connect Telegram or Slack");
         }
         signals.next().await;
         tracing::info!("stopping; a second signal ends at once");

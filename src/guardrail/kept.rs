@@ -108,6 +108,7 @@ impl Guardrail {
             filled: stored.filled,
             hands_over_secrets: stored.hands_over_secrets,
             decisions: stored.decisions.into(),
+            unreachable: false,
             version: Some(version),
         };
         guardrail.outcome = guardrail.outcome_after_restart(&plain);
@@ -130,6 +131,7 @@ impl Guardrail {
             filled: last.is_some_and(|last| last.filled),
             hands_over_secrets: false,
             decisions: Default::default(),
+            unreachable: false,
             version: last.and_then(|last| last.version),
         }
     }

@@ -139,8 +139,12 @@ async fn page(
     if let (Some(written), Some(snapshot)) = (written, snapshot) {
         let questions = Some(snapshot.position.offset);
         let is_result = |record: &&Record| onlooker_protocol::event::kind::is_result(&record.kind);
-        let results = found.records.iter().filter(is_result).map(|record| record.offset).max();
-        written.after_response(Box::new(move || poll.written(questions, results)));
+        // One by one: who reads a later one here need not have read an earlier one.
+        let results: Vec<u64> = found.records.iter().filter(is_result).map(|record| record.offset).collect();
+        written.after_response(Box::new(move || {
+            poll.written(questions, None);
+            results.into_iter().for_each(|offset| poll.written_result(offset));
+        }));
     }
     let json = HeaderValue::from_static("application/json");
     Ok(([(header::CONTENT_TYPE, json), no_store()], body).into_response())

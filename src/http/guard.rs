@@ -4,6 +4,8 @@
 //! gateway through its visitor's browser, by a name that it points at 127.0.0.1 (DNS rebinding).
 //! Closed: native surfaces accept an absent `Origin`, the configured ones, and the gateway's own while it is bound to
 //! loopback. WebRun surfaces take every origin, because browser clients call them cross-origin.
+//! A form's page tells nobody where it was, so that browsers send its answer with the origin `null`; forms check
+//! themselves that the answer comes from their page.
 //! Either way the host of `public_url` is accepted on callbacks, forms and session views, and nowhere else.
 
 use std::{
@@ -24,7 +26,8 @@ use super::Refused;
 use crate::config::Listen;
 
 /// Reached from chats and from chat users' browsers.
-const PUBLIC: &[&str] = &["/v1/hooks/", "/form/", "/view/"];
+const PUBLIC: &[&str] = &["/v1/hooks/", FORM, "/view/"];
+const FORM: &str = "/form/";
 /// Answered with CORS `*` and without credentials.
 const WEBRUN: &[&str] = &["/start/", "/task/", "/files/", "/environments/", "/socket.io/", "/view/"];
 
@@ -75,6 +78,7 @@ impl Guard {
         }
         let origin = match origin {
             Said::Nothing => return Ok(()),
+            Said::Once("null") if path.starts_with(FORM) => return Ok(()),
             Said::Once(origin) => origin,
             Said::Unclear => return Err(Code::OriginRefused),
         };
@@ -228,6 +232,11 @@ mod tests {
             (open, "/v1/ws", "file://", false),
             (open, "/form/x", "https://tunnel.example", true),
             (open, "/v1/ws", "https://tunnel.example", false),
+            (open, "/form/x", "null", true),
+            (open, "/form/x", "https://evil.example", false),
+            (closed, "/form/x", "null", true),
+            (closed, "/view/x", "null", true),
+            (closed, "/v1/hooks/x", "null", false),
             (closed, "/v1/ws", "https://console.example", true),
             (closed, "/v1/ws", "https://console.example:444", false),
             (closed, "/v1/ws", "http://console.example", false),

@@ -13,7 +13,7 @@ use onlooker_protocol::code::{Code, Refusal};
 use tokio::time::Instant;
 
 use super::{App, Refused, bearer};
-use crate::{config::key::Scope, metrics::Present};
+use crate::{chat::Health, config::key::Scope, metrics::Present, outbox::OutboxStats};
 
 /// The process does its work. When it no longer can, starting it again is the cure: the disk failed to sync.
 pub async fn healthz(State(app): State<App>) -> Result<&'static str, Refused> {
@@ -39,18 +39,9 @@ pub async fn metrics(State(app): State<App>, headers: axum::http::HeaderMap) -> 
     super::allowed(&grant, Scope::Admin)?;
     let services = app.directory.services();
     let (guardrails_unreached, oldest) = services.unreached.totals(Instant::now());
-    let stats = services.outbox.stats();
-    let counts = [
-        ("queued", &stats.queued),
-        ("confirmed", &stats.confirmed),
-        ("refused", &stats.refused),
-        ("unknown", &stats.unknown),
-        ("repeated", &stats.repeated),
-        ("given_up", &stats.given_up),
-        ("updates", &stats.updates),
-    ];
-    for (state, count) in counts {
-        app.metrics.notices(state, count.load(Ordering::Relaxed));
+    count_notices(&app);
+    for chat in app.connectors.iter() {
+        app.metrics.chat_works(chat.name(), chat.health() == Health::Working);
     }
     let text = app.metrics.text(Present {
         sessions: app.directory.len(),
@@ -61,6 +52,35 @@ pub async fn metrics(State(app): State<App>, headers: axum::http::HeaderMap) -> 
     });
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], text).into_response())
+}
+
+fn count_notices(app: &App) {
+    let (outbox, metrics) = (&app.directory.services().outbox, &app.metrics);
+    for (state, count) in counts(outbox.stats()) {
+        metrics.notices(state, count);
+    }
+    for (notifier, stats) in outbox.stats_by_notifier() {
+        for (outcome, count) in counts(stats) {
+            metrics.notice_outcomes(notifier, outcome, count);
+        }
+    }
+    for (notifier, count) in outbox.dead() {
+        metrics.notices_dead(notifier, count);
+    }
+}
+
+fn counts(stats: &OutboxStats) -> [(&'static str, u64); 8] {
+    [
+        ("queued", &stats.queued),
+        ("confirmed", &stats.confirmed),
+        ("refused", &stats.refused),
+        ("rejected", &stats.rejected),
+        ("unknown", &stats.unknown),
+        ("repeated", &stats.repeated),
+        ("given_up", &stats.given_up),
+        ("updates", &stats.updates),
+    ]
+    .map(|(name, count)| (name, count.load(Ordering::Relaxed)))
 }
 
 /// The live page: static files in the binary. They hold no data, so that they need no key; what they ask for does.

@@ -101,7 +101,7 @@ impl FromRequestParts<App> for OpenedByOwnPage {
 
 /// Whether the request's page came from the name that the request is for, or from the gateway's public address. The
 /// scheme is not compared: a proxy in front may speak another one than we do.
-fn is_own_page(app: &App, headers: &HeaderMap) -> bool {
+pub fn is_own_page(app: &App, headers: &HeaderMap) -> bool {
     let once = |name: HeaderName| {
         let mut values = headers.get_all(name).iter();
         values.next().filter(|_| values.next().is_none())?.to_str().ok()

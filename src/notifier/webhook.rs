@@ -2,9 +2,10 @@
 //!
 //! One attempt is one new connection and one POST. What cannot have reached the receiver's code is refused; whatever
 //! breaks after the request may have left is unknown. A status outside 2xx is the receiver's word that it did not
-//! take the notice. Of those, 4xx other than 408, 425 and 429 (410 among them) will hardly pass by themselves; they
-//! are still tried again, because the operator may be repairing the receiver while somebody waits, but only at
-//! [`SLOW_RETRY`]. Redirects are not followed: they would carry the question to somebody else.
+//! take the notice. Of those, 4xx other than 408, 425 and 429 (410 among them) and redirects will hardly pass by
+//! themselves: they are rejected, which others need not wait for, and still tried again slowly, because the operator may
+//! be repairing the receiver while somebody waits. Redirects are not followed: they would carry the question to somebody
+//! else.
 //!
 //! The URL may hold userinfo and its path may be a capability, so neither errors nor `Debug` show any of it.
 
@@ -30,8 +31,6 @@ use super::{Delivery, Message, Notifier};
 
 /// Within it, nothing was sent.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a receiver is left alone that says the request itself is wrong.
-pub const SLOW_RETRY: Duration = Duration::from_secs(60);
 /// A response's body says nothing that counts; this much of it is taken so that the receiver can finish writing.
 const RESPONSE_BYTES_MAX: usize = 4 * 1024;
 const RESPONSE_BODY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -175,13 +174,12 @@ fn judge(status: StatusCode, retry_after: Option<Duration>) -> Delivery {
     }
     let passes_by_itself =
         matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS);
-    let at_fault = status.is_client_error() && !passes_by_itself;
-    let (retry_after, note) = if at_fault || status.is_redirection() {
-        (Some(retry_after.unwrap_or_default().max(SLOW_RETRY)), "; tried again slowly")
+    let error = format!("the receiver answered HTTP {}", status.as_u16());
+    if (status.is_client_error() && !passes_by_itself) || status.is_redirection() {
+        Delivery::Rejected { error }
     } else {
-        (retry_after, "")
-    };
-    Delivery::Refused { error: format!("the receiver answered HTTP {}{note}", status.as_u16()), retry_after }
+        Delivery::Refused { error, retry_after }
+    }
 }
 
 /// The texts are our own: those of the client hold the URL.

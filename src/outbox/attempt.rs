@@ -7,20 +7,20 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    NoticeKey, NoticeState, NoticeSubject, OutboxStats, OutboxTimes, Owners, Shared, Verdict, decoded, due,
+    NoticeKey, NoticeState, NoticeSubject, OutboxTimes, Owners, Shared, Verdict, decoded, due,
     record::{LONGEST_WAIT, Notice, Thread},
     record_key,
-    schedule::Due,
+    schedule::{Begin, Due, Held},
     wall_ms,
 };
 use crate::{
     engine::{EngineError, RecordKey, Version},
     ids::{time_ordered_id, up_to},
-    notifier::{Delivery, Extras, Message, Receipt},
+    notifier::{Delivery, Extras, Message, Receipt, split_target},
     reach_out::ladder::Rung,
     sabotage::{self, Guard},
 };
@@ -50,6 +50,8 @@ pub(super) struct Attempt {
     /// Marks this attempt's lease. Found in the record before anything was sent, it says that a write which seemed to
     /// fail has happened.
     token: String,
+    /// When its lease was written, or before.
+    leased_at: Option<Instant>,
 }
 
 /// What an attempt is about, as it was when it began.
@@ -78,7 +80,7 @@ enum Pass {
 
 impl Attempt {
     pub(super) fn new(shared: Arc<Shared>, owners: Arc<dyn Owners>, stop: Stop, name: RecordKey) -> Self {
-        Self { shared, owners, stop, name, key: None, token: time_ordered_id() }
+        Self { shared, owners, stop, name, key: None, token: time_ordered_id(), leased_at: None }
     }
 
     /// Works on the notice once. Dropped while sending, it leaves a lease that is later found to have run out.
@@ -141,6 +143,7 @@ impl Attempt {
             return Ok(Pass::Leased(Box::new(notice), version));
         }
         notice.lease(&self.token, self.shared.times.lease);
+        self.leased_at = Some(Instant::now());
         let version = self.put(version, &notice).await?;
         Ok(Pass::Leased(Box::new(notice), version))
     }
@@ -206,25 +209,79 @@ impl Attempt {
         }
     }
 
-    /// Dresses the message, then asks once more: writing the lease and dressing have taken their time. From this answer
-    /// to the first byte nothing is waited for.
+    /// Dresses the message and waits for its turn, then asks once more: all of it has taken its time, and so has writing
+    /// the lease. From this answer to the first byte nothing is waited for.
     async fn make_ready(&self, mut notice: Notice, version: Version) -> Result<Pass, EngineError> {
         let mut sending = Sending::of(&notice, self.dress(&notice).await);
         sending.message.thread = self.thread(&notice).await;
+        if let Some(until) = self.held_until().await {
+            return Ok(Pass::Done(self.give_back(notice, version, until).await));
+        }
         if let Some(pass) = self.unwanted(&mut notice, version, true).await? {
             return Ok(pass);
+        }
+        if self.may_lose_its_lease() {
+            return Ok(Pass::Done(self.give_back(notice, version, Instant::now()).await));
         }
         Ok(Pass::Ready(Box::new((sending, notice, version))))
     }
 
+    /// Another process could take the lease for a dead one's before a send that begins now is cut off: then two would
+    /// send, and neither as a repeat of the other.
+    fn may_lose_its_lease(&self) -> bool {
+        let is_old = || self.leased_at.is_none_or(|at| at.elapsed() >= self.shared.times.lease / 2);
+        !self.shared.engine.before().sole_user && is_old()
+    }
+
     async fn send(&self, (sending, notice, version): (Sending, Notice, Version)) -> Option<Due> {
         let outcome = self.deliver(&notice.target, &sending.message).await;
+        self.obey(&notice.target, &outcome);
         let (state, notice, version) = self.keep(notice, version, &sending, &outcome).await?;
         let heard = match state {
             Some(state) => self.tell(&sending, &outcome, state).await,
             None => true,
         };
         due(&notice, version).or_else(|| unheard(&notice, version, heard))
+    }
+
+    /// Waits for its turn by the notifier's pace. Returns until when it must not be sent, if that was said meanwhile.
+    async fn held_until(&self) -> Option<Instant> {
+        loop {
+            match self.shared.schedule.begin(&self.name, Instant::now()) {
+                Begin::Now => return None,
+                Begin::At(at) => sleep_until(at).await,
+                Begin::Held(until) => return Some(until),
+            }
+        }
+    }
+
+    /// Gives the lease back, so that nobody takes it for a dead one's.
+    async fn give_back(&self, mut notice: Notice, mut version: Version, until: Instant) -> Option<Due> {
+        let mut wait = ENGINE_WAIT_FIRST;
+        while notice.is_leased_by(&self.token) {
+            notice.release();
+            match self.put(version, &notice).await {
+                Ok(written) => {
+                    let held = |due: Due| Due { at: due.at.max(until), ..due };
+                    return due(&notice, written).map(held);
+                }
+                Err(EngineError::Conflict { .. }) => {}
+                Err(_) => tokio::time::sleep(wait).await,
+            }
+            wait = (wait * 2).min(ENGINE_WAIT_LONGEST);
+            (version, notice) = self.read_until_it_answers().await?;
+        }
+        due(&notice, version)
+    }
+
+    /// The other end's wish to be left alone is for everything that it would hear.
+    fn obey(&self, target: &str, outcome: &Delivery) {
+        let (who, wish) = match outcome {
+            Delivery::Refused { retry_after: Some(wish), .. } => (Held::Target, *wish),
+            Delivery::Throttled { retry_after, .. } => (Held::Notifier, *retry_after),
+            _ => return,
+        };
+        self.shared.schedule.hold(target, who, Instant::now() + wish.min(LONGEST_WAIT));
     }
 
     /// What only holds now, and under which message it belongs.
@@ -245,8 +302,7 @@ impl Attempt {
 
     async fn deliver(&self, target: &str, message: &Message) -> Delivery {
         let Some(notifier) = self.shared.notifiers.get(target) else {
-            let error = "no notifier is configured for this target".to_owned();
-            return Delivery::Refused { error, retry_after: Some(self.shared.times.retry_longest) };
+            return Delivery::Rejected { error: "no notifier is configured for this target".to_owned() };
         };
         let unknown = |error: &str| Delivery::Unknown { error: error.to_owned() };
         let attempt = AssertUnwindSafe(async { notifier.send(message).await }).catch_unwind();
@@ -304,46 +360,60 @@ impl Attempt {
     }
 
     async fn put(&self, version: Version, notice: &Notice) -> Result<Version, EngineError> {
-        self.shared.engine.put(self.name.clone(), Some(version), notice.encode()).await
+        let version = self.shared.engine.put(self.name.clone(), Some(version), notice.encode()).await?;
+        self.shared.index.follow(&self.name, version, notice);
+        Ok(version)
     }
 
     /// Counts and logs an outcome, and tells the owner of a notice that asks. `false`: it did not listen.
     async fn tell(&self, sending: &Sending, outcome: &Delivery, state: NoticeState) -> bool {
-        self.count(sending.asks, outcome, state);
-        let error = match outcome {
-            Delivery::Confirmed | Delivery::Shown(_) => None,
-            Delivery::Refused { error, .. } | Delivery::Rejected { error } | Delivery::Unknown { error } => {
-                Some(error.as_str())
-            }
-        };
-        let key = self.key.as_ref();
+        let Some(key) = &self.key else { return true };
+        self.count(&key.target, sending.asks, outcome, state);
         tracing::info!(
             notice.id = sending.message.id,
-            notice.target = key.map(|key| key.target.as_str()),
+            notice.target = key.target,
             state = state.as_str(),
             attempt = sending.attempt,
             repeat = sending.message.repeat,
             asks = sending.asks,
-            error,
+            error = error_of(outcome),
             "notice attempted"
         );
-        match key.filter(|_| sending.asks) {
-            Some(key) => self.settled(key, state).await,
-            None => true,
+        self.warn(&key.target, outcome);
+        !sending.asks || self.settled(key, state).await
+    }
+
+    /// Says once that a target takes nothing any more, and once that it does again.
+    fn warn(&self, target: &str, outcome: &Delivery) {
+        let notifier = split_target(target).0;
+        match outcome {
+            Delivery::Rejected { error } if self.shared.rejecting.begins(target) => tracing::error!(
+                notifier,
+                notice.target = target,
+                error,
+                "a target rejects notices until somebody changes something there: look at the notifier's address and \
+                 credential, and whether its chat still exists; notices are tried again slowly, and `onlooker notices \
+                 --state dead` lists them"
+            ),
+            Delivery::Confirmed | Delivery::Shown(_) if self.shared.rejecting.ends(target) => {
+                tracing::warn!(notifier, notice.target = target, "a target that rejected notices takes them again");
+            }
+            _ => {}
         }
     }
 
-    fn count(&self, asks: bool, outcome: &Delivery, state: NoticeState) {
+    fn count(&self, target: &str, asks: bool, outcome: &Delivery, state: NoticeState) {
         let stats = &self.shared.stats;
-        OutboxStats::add(match outcome {
+        stats.add(target, |stats| match outcome {
             Delivery::Confirmed | Delivery::Shown(_) if asks => &stats.confirmed,
             Delivery::Confirmed | Delivery::Shown(_) => &stats.updates,
-            Delivery::Refused { .. } | Delivery::Rejected { .. } => &stats.refused,
+            Delivery::Refused { .. } | Delivery::Throttled { .. } => &stats.refused,
+            Delivery::Rejected { .. } => &stats.rejected,
             Delivery::Unknown { .. } => &stats.unknown,
         });
         match state {
-            NoticeState::Unknown => OutboxStats::add(&stats.repeated),
-            NoticeState::GivenUp if asks => OutboxStats::add(&stats.given_up),
+            NoticeState::Unknown => stats.add(target, |stats| &stats.repeated),
+            NoticeState::GivenUp if asks => stats.add(target, |stats| &stats.given_up),
             _ => {}
         }
     }
@@ -363,14 +433,27 @@ fn unheard(notice: &Notice, version: Version, heard: bool) -> Option<Due> {
     (!heard).then_some(again)
 }
 
-/// Exponential with full jitter, and not before the other end's own wish.
+fn error_of(outcome: &Delivery) -> Option<&str> {
+    match outcome {
+        Delivery::Confirmed | Delivery::Shown(_) => None,
+        Delivery::Refused { error, .. }
+        | Delivery::Throttled { error, .. }
+        | Delivery::Rejected { error }
+        | Delivery::Unknown { error } => Some(error),
+    }
+}
+
+/// Exponential with full jitter: between nothing and a bound that doubles. Not before the other end's own wish, and where
+/// it rejects, not before the longest bound. Both have jitter on top, so that what was refused together does not come
+/// back together.
 pub(super) fn wait_after(times: &OutboxTimes, attempts: u32, outcome: &Delivery) -> Duration {
     let doublings = attempts.saturating_sub(1).min(16);
     let bound = times.retry_first.saturating_mul(1 << doublings).min(times.retry_longest);
     let wish = match outcome {
-        // Spread, so that what was refused together does not come back together.
-        Delivery::Refused { retry_after: Some(wish), .. } => wish.saturating_add(up_to(times.retry_first)),
-        Delivery::Rejected { .. } => times.retry_longest,
+        Delivery::Refused { retry_after: Some(wish), .. } | Delivery::Throttled { retry_after: wish, .. } => {
+            wish.saturating_add(up_to(times.retry_first))
+        }
+        Delivery::Rejected { .. } => times.retry_longest.saturating_add(up_to(times.retry_longest / 4)),
         _ => Duration::ZERO,
     };
     up_to(bound).max(wish).min(LONGEST_WAIT)

@@ -1,4 +1,4 @@
-//! The task that sends what is due: a bounded number at once, woken by time and by new notices.
+//! The task that sends what is due: a bounded number at once for each notifier, woken by time and by new notices.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -15,8 +15,6 @@ use super::{
 };
 use crate::engine::{EngineError, RecordKey};
 
-/// How many are sent at once, over all targets.
-const SENDS_MAX: usize = 16;
 /// How long a shutdown waits for sends that are under way before they count as unknown …
 const SHUTDOWN_SENDS: Duration = Duration::from_secs(5);
 /// … and then for their states to be written.
@@ -96,9 +94,7 @@ impl Run {
             let shared = Arc::clone(&self.shared);
             self.tasks.spawn(async move { Finished::Reload(reload(&shared).await) });
         }
-        while self.attempts.len() < SENDS_MAX
-            && let Some((name, due)) = self.shared.schedule.take(now)
-        {
+        while let Some((name, due)) = self.shared.schedule.take(now) {
             let (shared, owners) = (Arc::clone(&self.shared), Arc::clone(&self.owners));
             let attempt = Attempt::new(shared, owners, self.stop.clone(), name.clone());
             let taken = (name.clone(), due.clone());
@@ -107,10 +103,9 @@ impl Run {
         }
     }
 
-    /// With no room for another send, the end of one is the next thing to wait for.
+    /// What has no room waits for the end of a send.
     fn next_at(&self) -> Option<Instant> {
-        let due = self.shared.schedule.next_at().filter(|_| self.attempts.len() < SENDS_MAX);
-        [due, self.reload_at].into_iter().flatten().min()
+        [self.shared.schedule.next_at(), self.reload_at].into_iter().flatten().min()
     }
 
     fn end(&mut self, ended: Result<(Id, Finished), JoinError>) {
@@ -163,7 +158,7 @@ async fn take_up_dead_leases(shared: &Shared) {
     loop {
         match shared.list(None).await {
             Ok(found) => {
-                for (name, version, notice) in found.into_iter().filter(|(_, _, notice)| notice.is_leased()) {
+                for (name, version, notice) in found.filter(|(_, _, notice)| notice.is_leased()) {
                     let target = notice.target.as_str().into();
                     shared.schedule.put(name, Due { at: Instant::now(), version, target });
                 }

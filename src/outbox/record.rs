@@ -20,7 +20,8 @@
 //! **A lease that ran out is an unknown outcome**, for its holder may have died at any point of sending.
 //!
 //! **A late confirmation holds.** Where a lease was taken for dead and its holder then reports success, the record says
-//! confirmed whatever it said before: a repeat that has not begun is then never sent.
+//! confirmed whatever it said before: a repeat that has not begun is then never sent. Where a message comes to light that
+//! way after its update went out without it, the update is sent once more, as an edit.
 
 use std::time::Duration;
 
@@ -96,6 +97,9 @@ pub(super) struct Delivery {
     /// Where its message lies, once it is there and can be changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) receipt: Option<Receipt>,
+    /// Of an update: the message that its last attempt was to take the place of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    card: Option<Receipt>,
     /// When it was first written, in wall time.
     pub(super) at_ms: u64,
 }
@@ -114,6 +118,9 @@ enum Stage {
     Confirmed,
     Failed {
         not_before_ms: u64,
+        /// How long that was when it was decided: a clock that is set back does not make it longer.
+        #[serde(default = "longest_wait_ms")]
+        wait_ms: u64,
         /// The other end takes nothing until somebody changes something there.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         rejected: bool,
@@ -134,7 +141,17 @@ impl Delivery {
     fn new(mut body: Map<String, Value>, now_ms: u64) -> Self {
         body.retain(|_, value| !value.is_null());
         let id = time_ordered_id();
-        Self { id, body, stage: Stage::Queued, repetition: 0, attempts: 0, error: None, receipt: None, at_ms: now_ms }
+        Self {
+            id,
+            body,
+            stage: Stage::Queued,
+            repetition: 0,
+            attempts: 0,
+            error: None,
+            receipt: None,
+            card: None,
+            at_ms: now_ms,
+        }
     }
 
     pub(super) fn state(&self) -> NoticeState {
@@ -170,8 +187,9 @@ impl Delivery {
         match self.stage {
             Stage::Queued => Some(Duration::ZERO),
             Stage::Leased { length_ms, .. } => Some(Duration::from_millis(length_ms)),
-            Stage::Failed { not_before_ms, .. } => {
-                Some(Duration::from_millis(not_before_ms.saturating_sub(now_ms)).min(LONGEST_WAIT))
+            Stage::Failed { not_before_ms, wait_ms, .. } => {
+                let left = not_before_ms.saturating_sub(now_ms).min(wait_ms);
+                Some(Duration::from_millis(left).min(LONGEST_WAIT))
             }
             Stage::Confirmed | Stage::GivenUp | Stage::Dropped => None,
         }
@@ -242,6 +260,11 @@ impl Notice {
         NoticeKey { session, subject, target: self.target.clone(), rung: Rung { step: self.step, round: self.round } }
     }
 
+    /// The step of the ladder, above the first notice.
+    pub(super) fn step(&self) -> Option<u32> {
+        (self.step > 0).then_some(self.step)
+    }
+
     /// The delivery that is to be worked on: the update only after the opened one is over.
     pub(super) fn current(&self) -> &Delivery {
         self.update.as_ref().filter(|_| self.opened.is_over()).unwrap_or(&self.opened)
@@ -263,8 +286,12 @@ impl Notice {
     /// What is to be sent now. Its thread is not looked up here.
     pub(super) fn message(&self, extras: Extras) -> Message {
         let address = split_target(&self.target).1.to_owned();
-        let card = self.opened.receipt.clone().filter(|_| !self.asks());
-        Message { address, card, ..self.current().message(extras) }
+        Message { address, card: self.card(), ..self.current().message(extras) }
+    }
+
+    /// The message that the current one takes the place of.
+    fn card(&self) -> Option<Receipt> {
+        self.opened.receipt.clone().filter(|_| !self.asks())
     }
 
     pub(super) fn is_leased_by(&self, token: &str) -> bool {
@@ -277,16 +304,22 @@ impl Notice {
 
     pub(super) fn lease(&mut self, token: &str, length: Duration) {
         let length_ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+        let card = self.card();
         let delivery = self.current_mut();
         delivery.stage = Stage::Leased { token: token.to_owned(), length_ms };
         delivery.attempts += 1;
+        delivery.card = card;
     }
 
-    /// Gives a lease back under which nothing was sent.
+    /// Gives a lease back under which nothing was sent. A question that closed meanwhile is not asked any more.
     pub(super) fn release(&mut self) {
+        let closed = self.asks() && self.update.is_some();
         let delivery = self.current_mut();
         delivery.stage = Stage::Queued;
         delivery.attempts -= 1;
+        if closed {
+            self.drop_opened();
+        }
     }
 
     /// A question's notice was dropped before anybody had it, and is wanted again. `false`: it was not. A result's is
@@ -300,11 +333,30 @@ impl Notice {
         dropped
     }
 
-    /// It is no longer to be sent. What may have arrived before stays known by `repetition`.
+    /// It is no longer to be sent. What may have arrived before stays known by `repetition`; where nothing can have,
+    /// there is nothing to update.
     pub(super) fn drop_opened(&mut self) {
         self.opened.stage = Stage::Dropped;
         if !self.opened.may_have_arrived() {
             self.update = None;
+        }
+    }
+
+    /// Makes a refused or rejected one due now.
+    ///
+    /// # Errors
+    /// Why there is nothing to try again.
+    pub(super) fn retry(&mut self, now_ms: u64) -> Result<(), &'static str> {
+        match &mut self.current_mut().stage {
+            Stage::Failed { not_before_ms, .. } => {
+                *not_before_ms = now_ms;
+                Ok(())
+            }
+            Stage::Queued => Err("it waits for its turn, or until it is wanted: there is nothing to try again"),
+            Stage::Leased { .. } => Err("it is being sent at this moment"),
+            Stage::Confirmed => Err("it has arrived"),
+            Stage::GivenUp => Err("it may have arrived twice already: nothing is repeated more than once"),
+            Stage::Dropped => Err("it was dropped, because nobody needs it any more"),
         }
     }
 
@@ -325,19 +377,21 @@ impl Notice {
                 delivery.receipt = Some(receipt.clone());
                 (Stage::Confirmed, None, NoticeState::Confirmed)
             }
-            notifier::Delivery::Refused { error, .. } | notifier::Delivery::Rejected { error } if closed => {
+            notifier::Delivery::Refused { error, .. }
+            | notifier::Delivery::Throttled { error, .. }
+            | notifier::Delivery::Rejected { error }
+                if closed =>
+            {
                 (Stage::Dropped, Some(error), NoticeState::Dropped)
             }
-            notifier::Delivery::Refused { error, .. } => (
-                Stage::Failed { not_before_ms: later(now_ms, wait), rejected: false },
-                Some(error),
-                NoticeState::Failed,
-            ),
-            notifier::Delivery::Rejected { error } => (
-                Stage::Failed { not_before_ms: later(now_ms, wait), rejected: true },
-                Some(error),
-                NoticeState::Rejected,
-            ),
+            // The message is gone, and nobody sees its buttons any more.
+            notifier::Delivery::Rejected { error } if delivery.card.is_some() => {
+                (Stage::GivenUp, Some(error), NoticeState::GivenUp)
+            }
+            notifier::Delivery::Refused { error, .. } | notifier::Delivery::Throttled { error, .. } => {
+                (failed(now_ms, wait, false), Some(error), NoticeState::Failed)
+            }
+            notifier::Delivery::Rejected { error } => (failed(now_ms, wait, true), Some(error), NoticeState::Rejected),
             // A closed question is not asked again, also not as a repeat.
             notifier::Delivery::Unknown { error } if closed || delivery.was_repeated() => {
                 (Stage::GivenUp, Some(error), NoticeState::GivenUp)
@@ -352,6 +406,7 @@ impl Notice {
         if closed && !self.opened.may_have_arrived() {
             self.update = None;
         }
+        self.edit_what_came_to_light(now_ms);
         state
     }
 
@@ -372,17 +427,27 @@ impl Notice {
             notifier::Delivery::Shown(receipt) => Some(receipt),
             _ => return None,
         };
-        self.confirm_late(delivery_id, receipt).then_some(NoticeState::Confirmed)
+        self.confirm_late(delivery_id, receipt, now_ms).then_some(NoticeState::Confirmed)
+    }
+
+    fn edit_what_came_to_light(&mut self, now_ms: u64) {
+        let went_without = |update: &&Delivery| update.is_over() && update.card != self.opened.receipt;
+        if self.opened.receipt.is_some()
+            && let Some(update) = self.update.as_ref().filter(went_without)
+        {
+            self.update = Some(Delivery::new(update.body.clone(), now_ms));
+        }
     }
 
     /// Success was reported under a lease that had been taken for dead. `false`: it was known already.
-    pub(super) fn confirm_late(&mut self, delivery_id: &str, receipt: Option<&Receipt>) -> bool {
+    pub(super) fn confirm_late(&mut self, delivery_id: &str, receipt: Option<&Receipt>, now_ms: u64) -> bool {
         let sent = [Some(&mut self.opened), self.update.as_mut()].into_iter().flatten().find(|d| d.id == delivery_id);
         match sent {
             Some(delivery) if delivery.stage != Stage::Confirmed => {
                 delivery.stage = Stage::Confirmed;
                 delivery.error = None;
                 delivery.receipt = receipt.cloned();
+                self.edit_what_came_to_light(now_ms);
                 true
             }
             _ => false,
@@ -413,8 +478,13 @@ impl Notice {
     }
 }
 
-fn later(now_ms: u64, wait: Duration) -> u64 {
-    now_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
+fn failed(now_ms: u64, wait: Duration, rejected: bool) -> Stage {
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    Stage::Failed { not_before_ms: now_ms.saturating_add(wait_ms), wait_ms, rejected }
+}
+
+fn longest_wait_ms() -> u64 {
+    u64::try_from(LONGEST_WAIT.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The name of a notice's record in its session: the parts of the key, so that a race has one winner.
@@ -452,8 +522,8 @@ impl Notice {
     pub(super) fn outline(&self, now_ms: u64) -> impl std::hash::Hash + use<> {
         let of = |delivery: &Delivery| {
             let stage = match delivery.stage.clone() {
-                Stage::Failed { not_before_ms, rejected } => {
-                    Stage::Failed { not_before_ms: not_before_ms.saturating_sub(now_ms), rejected }
+                Stage::Failed { not_before_ms, rejected, wait_ms } => {
+                    Stage::Failed { not_before_ms: not_before_ms.saturating_sub(now_ms), rejected, wait_ms }
                 }
                 stage => stage,
             };
@@ -465,127 +535,4 @@ impl Notice {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use notifier::Delivery as Sent;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn key(id: &str, target: &str) -> NoticeKey {
-        let subject = NoticeSubject::Guardrail { id: id.to_owned(), revision: 1 };
-        NoticeKey { session: SessionId::random(), subject, target: target.to_owned(), rung: Rung::default() }
-    }
-
-    fn notice() -> Notice {
-        let body = serde_json::json!({"type": "guardrail.opened", "task": null});
-        Notice::new(&key("g", "t"), "p", body.as_object().unwrap().clone(), 0)
-    }
-
-    fn leased() -> Notice {
-        let mut notice = notice();
-        notice.lease("me", 30 * SECOND);
-        notice
-    }
-
-    fn refused() -> Sent {
-        Sent::Refused { error: "no".to_owned(), retry_after: None }
-    }
-
-    fn unknown() -> Sent {
-        Sent::Unknown { error: "?".to_owned() }
-    }
-
-    #[test]
-    fn a_stored_notice_comes_back_as_it_was_and_another_version_is_refused() {
-        let mut notice = leased();
-        notice.close(&Map::new(), 5);
-        let bytes = notice.encode();
-        assert_eq!(Notice::decode(&bytes).unwrap().encode(), bytes);
-        let newer = String::from_utf8(bytes.to_vec()).unwrap().replacen("\"v\":1", "\"v\":2", 1);
-        assert!(matches!(Notice::decode(newer.as_bytes()), Err(DecodeError::Version(2))));
-        assert!(matches!(Notice::decode(b"{}"), Err(DecodeError::Damaged(_))));
-    }
-
-    #[test]
-    fn names_keep_parts_apart_whatever_they_hold() {
-        assert_ne!(name(&key("a.1.0.b", "c")), name(&key("a", "b.1.0.c")));
-        assert_eq!(name(&key("a", "chat:ä")), "g.a.1.0.chat=3a=c3=a4");
-    }
-
-    #[test]
-    fn null_members_are_left_out_and_only_the_repeat_says_so() {
-        let mut notice = leased();
-        let id = notice.opened.id.clone();
-        let body: Value = serde_json::from_slice(&notice.message(Extras::default()).body).unwrap();
-        assert_eq!(body, serde_json::json!({"type": "guardrail.opened", "id": id}));
-        assert_eq!(notice.settle(&unknown(), 0, SECOND), NoticeState::Unknown);
-        let repeat = notice.message(Extras::default());
-        let body: Value = serde_json::from_slice(&repeat.body).unwrap();
-        assert_eq!(body, serde_json::json!({"type": "guardrail.opened", "id": id, "repeat": true}));
-        assert_eq!((repeat.repeat, repeat.id), (true, id));
-    }
-
-    #[test]
-    fn a_refused_repeat_is_tried_again_and_an_unknown_one_is_given_up() {
-        let mut notice = leased();
-        notice.settle(&unknown(), 0, SECOND);
-        notice.lease("me", SECOND);
-        assert_eq!(notice.settle(&refused(), 1_000, 2 * SECOND), NoticeState::Failed);
-        assert_eq!(notice.due_in(1_000), Some(2 * SECOND));
-        notice.lease("me", SECOND);
-        assert_eq!(notice.settle(&unknown(), 0, SECOND), NoticeState::GivenUp);
-        assert_eq!(notice.due_in(0), None);
-    }
-
-    #[test]
-    fn closing_tells_only_where_the_card_may_be() {
-        let mut never_sent = notice();
-        assert!(never_sent.close(&Map::new(), 0));
-        assert_eq!((never_sent.opened.state(), never_sent.update.is_some()), (NoticeState::Dropped, false));
-
-        let mut unknown_once = leased();
-        unknown_once.settle(&unknown(), 0, SECOND);
-        assert!(unknown_once.close(&Map::new(), 0));
-        assert_eq!((unknown_once.opened.state(), unknown_once.update.is_some()), (NoticeState::Dropped, true));
-        assert!(!unknown_once.close(&Map::new(), 0), "closing twice changes nothing");
-    }
-
-    #[test]
-    fn a_question_that_is_put_again_after_its_answer_was_told_is_told_once_more() {
-        let body = |kind: &str| Map::from_iter([("type".to_owned(), Value::from(kind))]);
-        let mut notice = leased();
-        notice.settle(&Sent::Confirmed, 0, SECOND);
-        assert!(notice.close(&body("guardrail.resolved"), 1));
-        notice.lease("me", SECOND);
-        notice.settle(&Sent::Confirmed, 2, SECOND);
-        assert!(!notice.close(&body("guardrail.resolved"), 3), "that is known");
-        assert!(notice.close(&body(PUT_AGAIN), 4));
-        assert_eq!(notice.due_in(4), Some(Duration::ZERO));
-        assert!(!notice.close(&body(PUT_AGAIN), 5) && !notice.close(&body("guardrail.resolved"), 6));
-    }
-
-    #[test]
-    fn closing_while_it_is_sent_waits_for_the_outcome() {
-        for (outcome, state, told) in [
-            (Sent::Confirmed, NoticeState::Confirmed, true),
-            (refused(), NoticeState::Dropped, false),
-            (unknown(), NoticeState::GivenUp, true),
-        ] {
-            let mut notice = leased();
-            notice.close(&Map::new(), 0);
-            assert!(notice.asks(), "the update waits");
-            assert_eq!(notice.settle(&outcome, 0, SECOND), state);
-            assert_eq!(notice.due_in(0), told.then_some(Duration::ZERO), "{outcome:?}");
-        }
-    }
-
-    #[test]
-    fn a_late_confirmation_cancels_a_repeat_and_is_counted_once() {
-        let mut notice = leased();
-        let id = notice.opened.id.clone();
-        notice.settle(&unknown(), 0, SECOND);
-        assert!(notice.confirm_late(&id, None));
-        assert_eq!(notice.due_in(0), None);
-        assert!(!notice.confirm_late(&id, None));
-    }
-}
+mod tests;

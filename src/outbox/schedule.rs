@@ -1,19 +1,31 @@
 //! Which notices are due when, and which of them may be worked on now. Memory only: the engine has the truth.
 //!
-//! Bounded: above its limit it forgets what is due last and asks for a reload once there is room again. No key is
-//! worked on twice at a time, no target has more than its share, and targets take turns.
+//! Each target has its notices by time. Targets of one notifier take turns, and so do notifiers. A target or notifier
+//! that is heard less often than it has something to say has an alarm instead of a turn, so that it holds up no other:
+//! no step here looks at more than the front of something sorted.
+//!
+//! Bounded: above its limit it forgets what is due last of the target that has most, and asks for a reload once there
+//! is room again. No key is worked on twice at a time.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque, hash_map},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    engine::{RecordKey, Version},
+    engine::{RecordKey, RecordKind, Version},
     ids::SessionId,
+    notifier::{Pace, split_target},
 };
+
+/// How long a notice may wait between the question whether it is still wanted and its sending, for the pace of its
+/// notifier.
+const STALE: Duration = Duration::from_millis(250);
+/// How many may be that far at once, of a notifier with a pace.
+const PREPARING: u128 = 4;
 
 /// When a record is to be looked at.
 #[derive(Clone, Debug)]
@@ -25,38 +37,6 @@ pub(super) struct Due {
     pub(super) target: Arc<str>,
 }
 
-pub(super) struct Schedule {
-    inner: Mutex<Inner>,
-    wake: Notify,
-    limit: usize,
-    per_target: usize,
-}
-
-#[derive(Default)]
-struct Inner {
-    /// Distinguishes an entry from an earlier one of the same key, and makes times unique.
-    serial: u64,
-    entries: HashMap<RecordKey, Entry>,
-    timed: BTreeMap<(Instant, u64), RecordKey>,
-    /// What is due, by target; entries that were replaced meanwhile are skipped.
-    ready: HashMap<Arc<str>, VecDeque<(RecordKey, u64)>>,
-    turns: VecDeque<Arc<str>>,
-    running: HashMap<RecordKey, Running>,
-    busy: HashMap<Arc<str>, usize>,
-    overflowed: bool,
-}
-
-struct Entry {
-    due: Due,
-    serial: u64,
-}
-
-struct Running {
-    target: Arc<str>,
-    /// What was put meanwhile.
-    again: Option<Due>,
-}
-
 impl Due {
     /// A newer version knows better; of the same version, the earlier.
     fn beats(&self, other: &Self) -> bool {
@@ -64,57 +44,187 @@ impl Due {
     }
 }
 
+/// How much at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shares {
+    /// Notices that wait in memory.
+    pub(super) waiting: usize,
+    /// Sends to all targets of one notifier.
+    pub(super) per_notifier: usize,
+    /// Sends to one target of a notifier that gives its addresses no pace; of another one it is 1.
+    pub(super) per_target: usize,
+}
+
+/// What an attempt may do that is about to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begin {
+    Now,
+    /// It asks again then.
+    At(Instant),
+    /// Meanwhile the other end has asked for silence until then. It ends.
+    Held(Instant),
+}
+
+/// Who is to hear nothing for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    Target,
+    Notifier,
+}
+
+pub(super) struct Schedule {
+    inner: Mutex<Inner>,
+    wake: Notify,
+}
+
+struct Inner {
+    shares: Shares,
+    /// Before everything: for times that hold nothing back.
+    long_ago: Instant,
+    /// Distinguishes an entry from an earlier one of the same key, and makes times unique.
+    serial: u64,
+    entries: BTreeMap<Arc<RecordKey>, Entry>,
+    targets: HashMap<Arc<str>, Target>,
+    /// How many wait for each target that has any.
+    sizes: BTreeSet<(usize, Arc<str>)>,
+    /// By the name of the notifier. Those that are not configured share the empty name.
+    lanes: HashMap<Arc<str>, Lane>,
+    /// Lanes that have something to send and may.
+    turns: VecDeque<Arc<str>>,
+    /// When something that has no turn can have one. Each target and lane has at most one.
+    alarms: BTreeSet<(Instant, Gate)>,
+    running: BTreeMap<Arc<RecordKey>, Running>,
+    overflowed: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Gate {
+    Lane(Arc<str>),
+    Target(Arc<str>),
+}
+
+struct Entry {
+    due: Due,
+    serial: u64,
+}
+
+struct Target {
+    lane: Arc<str>,
+    waiting: BTreeMap<(Instant, u64), Arc<RecordKey>>,
+    busy: usize,
+    not_before: Instant,
+    in_turn: bool,
+    alarm: Option<Instant>,
+}
+
+struct Lane {
+    pace: Pace,
+    /// Targets that have something due, and may.
+    turns: VecDeque<Arc<str>>,
+    busy: usize,
+    /// Of those, how many have not begun to send.
+    preparing: usize,
+    held_until: Instant,
+    /// When the next send can begin that has no time yet.
+    next: Instant,
+    last: Option<Instant>,
+    in_turn: bool,
+    alarm: Option<Instant>,
+}
+
+struct Running {
+    target: Arc<str>,
+    preparing: bool,
+    /// When it may begin, by the notifier's pace.
+    slot: Option<Instant>,
+    /// What was put meanwhile.
+    again: Option<Due>,
+    forgotten: bool,
+}
+
 impl Schedule {
-    pub(super) fn new(limit: usize, per_target: usize) -> Self {
-        Self { inner: Mutex::default(), wake: Notify::new(), limit: limit.max(2), per_target }
+    pub(super) fn new(shares: Shares, paces: impl IntoIterator<Item = (String, Pace)>) -> Self {
+        let long_ago = Instant::now();
+        let none = [(String::new(), Pace::default())];
+        let lanes = paces.into_iter().chain(none).map(|(name, pace)| (name.into(), Lane::new(pace, long_ago)));
+        let inner = Inner {
+            shares: Shares { waiting: shares.waiting.max(2), ..shares },
+            long_ago,
+            serial: 0,
+            entries: BTreeMap::new(),
+            targets: HashMap::new(),
+            sizes: BTreeSet::new(),
+            lanes: lanes.collect(),
+            turns: VecDeque::new(),
+            alarms: BTreeSet::new(),
+            running: BTreeMap::new(),
+            overflowed: false,
+        };
+        Self { inner: Mutex::new(inner), wake: Notify::new() }
     }
 
-    /// Resolves after something was put. One `put` before the call counts.
+    /// Resolves after something was put or has become free. One change before the call counts.
     pub(super) async fn changed(&self) {
         self.wake.notified().await;
     }
 
     pub(super) fn put(&self, key: RecordKey, due: Due) {
-        self.lock().put(key, due, self.limit);
+        self.lock().put(key.into(), due);
         self.wake.notify_one();
     }
 
     /// The next key that may be worked on, with its version. The caller says [`Schedule::finish`] afterwards.
     pub(super) fn take(&self, now: Instant) -> Option<(RecordKey, Due)> {
-        self.lock().take(now, self.per_target)
+        self.lock().take(now).map(|(key, due)| ((*key).clone(), due))
+    }
+
+    /// Asked by whoever works on a key, until it may send.
+    pub(super) fn begin(&self, key: &RecordKey, now: Instant) -> Begin {
+        let begin = self.lock().begin(key, now);
+        if begin == Begin::Now {
+            self.wake.notify_one();
+        }
+        begin
+    }
+
+    /// The other end of this target wants silence until then.
+    pub(super) fn hold(&self, target: &str, who: Held, until: Instant) {
+        self.lock().hold(target, who, until);
     }
 
     /// Ends the work on a key, with when to look at it again.
     pub(super) fn finish(&self, key: &RecordKey, next: Option<Due>) {
-        let mut inner = self.lock();
-        if let Some(running) = inner.running.remove(key) {
-            inner.release(&running.target);
-            for due in [running.again, next].into_iter().flatten() {
-                inner.put(key.clone(), due, self.limit);
-            }
-        }
+        self.lock().finish(key, next);
     }
 
-    /// When the next key is due that is not due yet.
+    /// When the next key is due that is not due yet, or may be worked on that may not yet.
     pub(super) fn next_at(&self) -> Option<Instant> {
-        self.lock().timed.first_key_value().map(|((at, _), _)| *at)
+        self.lock().alarms.first().map(|(at, _)| *at)
     }
 
     /// Whether something was forgotten that there is room for again. Says so once.
     pub(super) fn wants_reload(&self) -> bool {
         let mut inner = self.lock();
-        let wants = inner.overflowed && inner.entries.len() < self.limit / 2;
+        let wants = inner.overflowed && inner.entries.len() < inner.shares.waiting / 2;
         inner.overflowed &= !wants;
         wants
     }
 
     pub(super) fn forget(&self, session: SessionId) {
         let mut inner = self.lock();
-        inner.entries.retain(|key, _| key.session != session);
-        inner.timed.retain(|_, key| key.session != session);
-        for (_, running) in inner.running.iter_mut().filter(|(key, _)| key.session == session) {
-            running.again = None;
+        let first = RecordKey { kind: RecordKind::Notice, session, name: String::new() };
+        let theirs = inner.entries.range::<RecordKey, _>(&first..).map(|(key, _)| Arc::clone(key));
+        for key in theirs.take_while(|key| key.session == session).collect::<Vec<_>>() {
+            inner.remove(&key);
         }
+        for (_, running) in inner.running.iter_mut().filter(|(key, _)| key.session == session) {
+            running.forgotten = true;
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.lock().entries.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -122,8 +232,44 @@ impl Schedule {
     }
 }
 
+impl Lane {
+    fn new(pace: Pace, long_ago: Instant) -> Self {
+        Self {
+            pace,
+            turns: VecDeque::new(),
+            busy: 0,
+            preparing: 0,
+            held_until: long_ago,
+            next: long_ago,
+            last: None,
+            in_turn: false,
+            alarm: None,
+        }
+    }
+
+    /// So many that the last of them does not wait for too long.
+    fn preparing_max(&self) -> usize {
+        match self.pace.overall.as_nanos() {
+            0 => usize::MAX,
+            gap => usize::try_from((STALE.as_nanos() / gap).clamp(1, PREPARING)).unwrap_or(1),
+        }
+    }
+
+    fn has_room(&self, shares: &Shares) -> bool {
+        self.busy < shares.per_notifier && self.preparing < self.preparing_max()
+    }
+
+    fn target_share(&self, shares: &Shares) -> usize {
+        if self.pace.address.is_zero() { shares.per_target } else { 1 }
+    }
+
+    fn ready_at(&self) -> Instant {
+        self.held_until.max(self.next)
+    }
+}
+
 impl Inner {
-    fn put(&mut self, key: RecordKey, due: Due, limit: usize) {
+    fn put(&mut self, key: Arc<RecordKey>, due: Due) {
         if let Some(running) = self.running.get_mut(&key) {
             if running.again.as_ref().is_none_or(|again| due.beats(again)) {
                 running.again = Some(due);
@@ -134,159 +280,259 @@ impl Inner {
             if !due.beats(&old.due) {
                 return;
             }
-            self.timed.remove(&(old.due.at, old.serial));
-        } else if self.entries.len() >= limit && !self.make_room(due.at) {
+            self.remove(&key);
+        } else if self.entries.len() >= self.shares.waiting && !self.make_room(&due) {
             return;
         }
+        self.insert(key, &due);
+    }
+
+    fn insert(&mut self, key: Arc<RecordKey>, due: &Due) {
         self.serial += 1;
-        self.timed.insert((due.at, self.serial), key.clone());
-        self.entries.insert(key, Entry { due, serial: self.serial });
+        let serial = self.serial;
+        let name = self.known(&due.target);
+        let target = self.targets.get_mut(&name).expect("just made");
+        target.waiting.insert((due.at, serial), Arc::clone(&key));
+        let size = target.waiting.len();
+        self.resize(&name, size - 1, size);
+        self.entries.insert(key, Entry { due: Due { target: Arc::clone(&name), ..*due }, serial });
+        self.settle_target(&name);
     }
 
-    /// Forgets what is due last. `false`: that would be the newcomer.
-    fn make_room(&mut self, at: Instant) -> bool {
+    fn remove(&mut self, key: &RecordKey) -> Option<Due> {
+        let Entry { due, serial } = self.entries.remove(key)?;
+        if let Some(target) = self.targets.get_mut(&due.target) {
+            target.waiting.remove(&(due.at, serial));
+            let size = target.waiting.len();
+            self.resize(&due.target, size + 1, size);
+            self.settle_target(&due.target);
+        }
+        Some(due)
+    }
+
+    fn resize(&mut self, target: &Arc<str>, before: usize, after: usize) {
+        self.sizes.remove(&(before, Arc::clone(target)));
+        if after > 0 {
+            self.sizes.insert((after, Arc::clone(target)));
+        }
+    }
+
+    /// The one copy of a target's name, and its place.
+    fn known(&mut self, target: &str) -> Arc<str> {
+        if let Some((name, _)) = self.targets.get_key_value(target) {
+            return Arc::clone(name);
+        }
+        let name: Arc<str> = target.into();
+        let (lane, _) =
+            self.lanes.get_key_value(split_target(target).0).or(self.lanes.get_key_value("")).expect("made");
+        let place = Target {
+            lane: Arc::clone(lane),
+            waiting: BTreeMap::new(),
+            busy: 0,
+            not_before: self.long_ago,
+            in_turn: false,
+            alarm: None,
+        };
+        self.targets.insert(Arc::clone(&name), place);
+        name
+    }
+
+    /// Forgets what is due last of the target that has most, so that a backlog keeps nobody else out. `false`: that
+    /// would be the newcomer.
+    fn make_room(&mut self, newcomer: &Due) -> bool {
         self.overflowed = true;
-        match self.timed.last_entry() {
-            Some(last) if last.key().0 > at => {
-                let key = last.remove();
-                self.entries.remove(&key);
-                true
+        let own = self.targets.get(&newcomer.target).map_or(0, |target| target.waiting.len());
+        let Some((most, largest)) = self.sizes.last() else { return false };
+        let Some((last, key)) = self.targets.get(largest).and_then(|target| target.waiting.last_key_value()) else {
+            return false;
+        };
+        let (is_backlog, is_later) = (*most > own + 1, last.0 > newcomer.at);
+        let gives_way = if **largest == *newcomer.target { is_later } else { is_backlog || is_later };
+        let key = Arc::clone(key);
+        if gives_way {
+            self.remove(&key);
+        }
+        gives_way
+    }
+
+    fn take(&mut self, now: Instant) -> Option<(Arc<RecordKey>, Due)> {
+        loop {
+            self.ring(now);
+            let name = self.turns.pop_front()?;
+            if let Some(lane) = self.lanes.get_mut(&name) {
+                lane.in_turn = false;
             }
-            _ => false,
+            let found = self.take_from(&name, now);
+            self.settle_lane(&name);
+            if found.is_some() {
+                return found;
+            }
         }
     }
 
-    fn take(&mut self, now: Instant, per_target: usize) -> Option<(RecordKey, Due)> {
-        self.promote(now);
-        for _ in 0..self.turns.len() {
-            let target = self.turns.pop_front()?;
-            let found = if self.busy.get(&target).is_some_and(|busy| *busy >= per_target) {
-                None
-            } else {
-                self.take_from(&target)
-            };
-            if self.ready.get(&target).is_some_and(|queue| !queue.is_empty()) {
-                self.turns.push_back(Arc::clone(&target));
-            } else {
-                self.ready.remove(&target);
+    /// Gives turns to those whose time has come.
+    fn ring(&mut self, now: Instant) {
+        while self.alarms.first().is_some_and(|(at, _)| *at <= now) {
+            match self.alarms.pop_first() {
+                Some((_, Gate::Target(name))) => self.ring_target(&name, now),
+                Some((_, Gate::Lane(name))) => self.ring_lane(&name),
+                None => return,
             }
-            if let Some((key, due)) = found {
-                *self.busy.entry(Arc::clone(&target)).or_default() += 1;
-                self.running.insert(key.clone(), Running { target, again: None });
-                return Some((key, due));
-            }
-        }
-        None
-    }
-
-    /// Moves what has become due to its target's queue.
-    fn promote(&mut self, now: Instant) {
-        while let Some(first) = self.timed.first_entry().filter(|first| first.key().0 <= now) {
-            let serial = first.key().1;
-            let key = first.remove();
-            let Some(entry) = self.entries.get(&key) else { continue };
-            let target = Arc::clone(&entry.due.target);
-            if let hash_map::Entry::Vacant(vacant) = self.ready.entry(Arc::clone(&target)) {
-                vacant.insert(VecDeque::new());
-                self.turns.push_back(Arc::clone(&target));
-            }
-            self.ready.entry(target).or_default().push_back((key, serial));
         }
     }
 
-    fn take_from(&mut self, target: &Arc<str>) -> Option<(RecordKey, Due)> {
-        let queue = self.ready.get_mut(target)?;
-        while let Some((key, serial)) = queue.pop_front() {
-            if self.entries.get(&key).is_some_and(|entry| entry.serial == serial) {
-                return self.entries.remove(&key).map(|entry| (key, entry.due));
-            }
+    fn ring_target(&mut self, name: &Arc<str>, now: Instant) {
+        let Some(target) = self.targets.get_mut(name) else { return };
+        target.alarm = None;
+        if target.not_before <= now {
+            target.not_before = self.long_ago;
         }
-        None
+        if target.waiting.is_empty() {
+            return self.settle_target(name);
+        }
+        target.in_turn = true;
+        let lane = Arc::clone(&target.lane);
+        self.lanes.get_mut(&lane).expect("a target's lane is there").turns.push_back(Arc::clone(name));
+        self.settle_lane(&lane);
     }
 
-    fn release(&mut self, target: &Arc<str>) {
-        if let Some(busy) = self.busy.get_mut(target) {
-            *busy -= 1;
-            if *busy == 0 {
-                self.busy.remove(target);
+    fn ring_lane(&mut self, name: &Arc<str>) {
+        if let Some(lane) = self.lanes.get_mut(name) {
+            lane.alarm = None;
+            lane.in_turn = true;
+            self.turns.push_back(Arc::clone(name));
+        }
+    }
+
+    /// What is due first of the lane's next target. Things may have changed since they got their turns.
+    fn take_from(&mut self, name: &Arc<str>, now: Instant) -> Option<(Arc<RecordKey>, Due)> {
+        let lane = self.lanes.get_mut(name)?;
+        if !lane.has_room(&self.shares) || lane.ready_at() > now {
+            return None;
+        }
+        let target_name = lane.turns.pop_front()?;
+        let share = lane.target_share(&self.shares);
+        let target = self.targets.get_mut(&target_name)?;
+        target.in_turn = false;
+        let may = target.busy < share && target.not_before <= now;
+        let key = target.waiting.first_key_value().filter(|((at, _), _)| may && *at <= now);
+        let Some(key) = key.map(|(_, key)| Arc::clone(key)) else {
+            self.settle_target(&target_name);
+            return None;
+        };
+        target.busy += 1;
+        lane.busy += 1;
+        lane.preparing += 1;
+        let due = self.remove(&key)?;
+        let running = Running { target: target_name, preparing: true, slot: None, again: None, forgotten: false };
+        self.running.insert(Arc::clone(&key), running);
+        Some((key, due))
+    }
+
+    fn begin(&mut self, key: &RecordKey, now: Instant) -> Begin {
+        let Some(running) = self.running.get_mut(key) else { return Begin::Now };
+        let Some(target) = self.targets.get_mut(&running.target) else { return Begin::Now };
+        let name = Arc::clone(&target.lane);
+        let Some(lane) = self.lanes.get_mut(&name) else { return Begin::Now };
+        let held = lane.held_until.max(target.not_before);
+        if held > now {
+            return Begin::Held(held);
+        }
+        let gap = lane.pace.overall;
+        let slot = *running.slot.get_or_insert_with(|| {
+            let slot = lane.next.max(now);
+            lane.next = slot + gap;
+            slot
+        });
+        // A timer that was late must not bring two together.
+        let at = lane.last.map_or(slot, |last| slot.max(last + gap));
+        if at > now {
+            return Begin::At(at);
+        }
+        lane.last = Some(now);
+        lane.next = lane.next.max(now + gap);
+        if std::mem::take(&mut running.preparing) {
+            lane.preparing -= 1;
+        }
+        if !lane.pace.address.is_zero() {
+            target.not_before = now + lane.pace.address;
+        }
+        self.settle_lane(&name);
+        Begin::Now
+    }
+
+    fn hold(&mut self, target: &str, who: Held, until: Instant) {
+        let name = self.known(target);
+        let place = self.targets.get_mut(&name).expect("just made");
+        match who {
+            Held::Target => place.not_before = place.not_before.max(until),
+            Held::Notifier => {
+                let lane_name = Arc::clone(&place.lane);
+                let lane = self.lanes.get_mut(&lane_name).expect("a target's lane is there");
+                lane.held_until = lane.held_until.max(until);
+                self.settle_lane(&lane_name);
             }
         }
+        self.settle_target(&name);
+    }
+
+    fn finish(&mut self, key: &RecordKey, next: Option<Due>) {
+        let Some((key, running)) = self.running.remove_entry(key) else { return };
+        if let Some(target) = self.targets.get_mut(&running.target) {
+            target.busy -= 1;
+            let name = Arc::clone(&target.lane);
+            let lane = self.lanes.get_mut(&name).expect("a target's lane is there");
+            lane.busy -= 1;
+            lane.preparing -= usize::from(running.preparing);
+            self.settle_target(&running.target);
+            self.settle_lane(&name);
+        }
+        for due in [running.again, next].into_iter().flatten().filter(|_| !running.forgotten) {
+            self.put(Arc::clone(&key), due);
+        }
+    }
+
+    /// Sets the alarm for a target's next turn, unless it has one; a target of which there is nothing to say is
+    /// forgotten.
+    fn settle_target(&mut self, name: &Arc<str>) {
+        let Some(target) = self.targets.get_mut(name) else { return };
+        if let Some(at) = target.alarm.take() {
+            self.alarms.remove(&(at, Gate::Target(Arc::clone(name))));
+        }
+        if target.in_turn {
+            return;
+        }
+        let share = self.lanes.get(&target.lane).map_or(1, |lane| lane.target_share(&self.shares));
+        let alarm = match target.waiting.first_key_value() {
+            Some(((at, _), _)) if target.busy < share => Some(target.not_before.max(*at)),
+            // Remembered for as long as it is held.
+            None if target.busy == 0 && target.not_before > self.long_ago => Some(target.not_before),
+            None if target.busy == 0 => {
+                self.targets.remove(name);
+                return;
+            }
+            _ => None,
+        };
+        if let Some(at) = alarm {
+            target.alarm = Some(at);
+            self.alarms.insert((at, Gate::Target(Arc::clone(name))));
+        }
+    }
+
+    /// Sets the alarm for a lane's next turn, unless it has one.
+    fn settle_lane(&mut self, name: &Arc<str>) {
+        let Some(lane) = self.lanes.get_mut(name) else { return };
+        if let Some(at) = lane.alarm.take() {
+            self.alarms.remove(&(at, Gate::Lane(Arc::clone(name))));
+        }
+        if lane.in_turn || lane.turns.is_empty() || !lane.has_room(&self.shares) {
+            return;
+        }
+        let at = lane.ready_at();
+        lane.alarm = Some(at);
+        self.alarms.insert((at, Gate::Lane(Arc::clone(name))));
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::engine::RecordKind;
-
-    fn key(name: &str) -> RecordKey {
-        RecordKey { kind: RecordKind::Notice, session: "a".repeat(20).parse().unwrap(), name: name.to_owned() }
-    }
-
-    fn due(at: Instant, version: Version, target: &str) -> Due {
-        Due { at, version, target: target.into() }
-    }
-
-    fn names(schedule: &Schedule, now: Instant) -> Vec<String> {
-        std::iter::from_fn(|| schedule.take(now)).map(|(key, _)| key.name).collect()
-    }
-
-    #[test]
-    fn targets_take_turns_and_none_has_more_than_its_share() {
-        let (schedule, now) = (Schedule::new(100, 2), Instant::now());
-        for name in ["s1", "s2", "s3", "s4"] {
-            schedule.put(key(name), due(now, 1, "slow"));
-        }
-        schedule.put(key("q1"), due(now, 1, "quick"));
-        assert_eq!(names(&schedule, now), ["s1", "q1", "s2"]);
-        schedule.finish(&key("s1"), None);
-        assert_eq!(names(&schedule, now), ["s3"]);
-    }
-
-    #[test]
-    fn a_newer_version_replaces_and_an_older_one_does_not() {
-        let (schedule, now) = (Schedule::new(100, 2), Instant::now());
-        let later = now + Duration::from_secs(9);
-        schedule.put(key("a"), due(now, 1, "t"));
-        schedule.put(key("a"), due(later, 2, "t"));
-        schedule.put(key("a"), due(now, 1, "t"));
-        assert!(schedule.take(now).is_none());
-        assert_eq!(schedule.next_at(), Some(later));
-        assert_eq!(schedule.take(later).map(|(_, due)| due.version), Some(2));
-    }
-
-    #[test]
-    fn what_is_put_during_the_work_is_kept_for_after_it() {
-        let (schedule, now) = (Schedule::new(100, 2), Instant::now());
-        schedule.put(key("a"), due(now, 1, "t"));
-        schedule.take(now).unwrap();
-        schedule.put(key("a"), due(now, 3, "t"));
-        assert!(schedule.take(now).is_none(), "never twice at a time");
-        schedule.finish(&key("a"), Some(due(now + Duration::from_secs(5), 2, "t")));
-        assert_eq!(schedule.take(now).map(|(_, due)| due.version), Some(3));
-    }
-
-    #[test]
-    fn above_the_limit_what_is_due_last_is_forgotten_and_reloaded_later() {
-        let (schedule, now) = (Schedule::new(4, 9), Instant::now());
-        for (nth, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
-            schedule.put(key(name), due(now + Duration::from_secs(nth as u64), 1, "t"));
-        }
-        schedule.put(key("urgent"), due(now, 1, "t"));
-        schedule.put(key("late"), due(now + Duration::from_secs(99), 1, "t"));
-        assert!(!schedule.wants_reload(), "no room yet");
-        assert_eq!(names(&schedule, now + Duration::from_secs(100)), ["a", "urgent", "b", "c"]);
-        assert!(schedule.wants_reload());
-        assert!(!schedule.wants_reload());
-    }
-
-    #[test]
-    fn a_forgotten_session_is_never_due() {
-        let (schedule, now) = (Schedule::new(4, 9), Instant::now());
-        schedule.put(key("a"), due(now, 1, "t"));
-        schedule.forget(key("a").session);
-        assert!(schedule.take(now).is_none());
-    }
-}
+mod tests;

@@ -1,5 +1,10 @@
 //! The outbox with scripted notifiers, on paused time.
 
+mod finding;
+mod pace;
+mod resuming;
+mod scale;
+
 use std::{collections::VecDeque, sync::Mutex};
 
 use futures::FutureExt;
@@ -15,17 +20,30 @@ use crate::{
         faulty::{Faults, FaultyEngine},
         memory::MemoryEngine,
     },
-    notifier::{Delivery, Message, Notifier},
+    notifier::{Delivery, Message, Notifier, Pace},
 };
 
 /// What a scripted target does with one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Act {
     Confirm,
+    /// Confirms, with a receipt.
+    Show(u8),
     Refuse,
+    /// Refuses, and wants silence for so many seconds for this target …
+    Later(u64),
+    /// … or for all of the notifier.
+    Silence(u64),
+    Reject,
     Unknown,
     /// Never answers: until it is cut off, or the process "dies".
     Hang,
+}
+
+impl Act {
+    fn may_arrive(self) -> bool {
+        matches!(self, Self::Confirm | Self::Show(_) | Self::Unknown | Self::Hang)
+    }
 }
 
 #[derive(Clone)]
@@ -33,13 +51,30 @@ struct Target {
     script: Arc<Mutex<VecDeque<Act>>>,
     /// What it does when the script is over.
     then: Act,
+    pace: Pace,
+    /// How long it takes to answer.
+    latency: Duration,
     seen: Arc<watch::Sender<Vec<(Message, Act)>>>,
+    times: Arc<Mutex<Vec<Instant>>>,
 }
 
 impl Target {
     fn new(script: &[Act], then: Act) -> Self {
         let script = Arc::new(Mutex::new(script.iter().copied().collect()));
-        Self { script, then, seen: Arc::new(watch::Sender::new(Vec::new())) }
+        Self {
+            script,
+            then,
+            pace: Pace::default(),
+            latency: Duration::ZERO,
+            seen: Arc::new(watch::Sender::new(Vec::new())),
+            times: Arc::default(),
+        }
+    }
+
+    /// When each message came, with its address.
+    fn times(&self) -> Vec<(Instant, String)> {
+        let addresses = self.seen().into_iter().map(|(message, _)| message.address);
+        self.times.lock().unwrap().iter().copied().zip(addresses).collect()
     }
 
     fn seen(&self) -> Vec<(Message, Act)> {
@@ -57,27 +92,46 @@ impl Notifier for Target {
     fn send<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Delivery> {
         async move {
             let act = self.script.lock().unwrap().pop_front().unwrap_or(self.then);
+            self.times.lock().unwrap().push(Instant::now());
             self.seen.send_modify(|seen| seen.push((message.clone(), act)));
+            if !self.latency.is_zero() {
+                tokio::time::sleep(self.latency).await;
+            }
+            let error = || "HTTP 500".to_owned();
             match act {
                 Act::Confirm => Delivery::Confirmed,
-                Act::Refuse => Delivery::Refused { error: "HTTP 500".to_owned(), retry_after: None },
+                Act::Show(at) => Delivery::Shown(Receipt(at.to_string())),
+                Act::Refuse => Delivery::Refused { error: error(), retry_after: None },
+                Act::Later(s) => Delivery::Refused { error: error(), retry_after: Some(Duration::from_secs(s)) },
+                Act::Silence(s) => Delivery::Throttled { error: error(), retry_after: Duration::from_secs(s) },
+                Act::Reject => Delivery::Rejected { error: error() },
                 Act::Unknown => Delivery::Unknown { error: "no answer".to_owned() },
                 Act::Hang => std::future::pending().await,
             }
         }
         .boxed()
     }
+
+    fn pace(&self) -> Pace {
+        self.pace
+    }
 }
 
 /// Says one verdict to everything, and keeps what it is told.
 struct Owner {
     verdict: Mutex<Verdict>,
+    /// How long it takes to dress a message.
+    dressing: Mutex<Duration>,
     told: watch::Sender<Vec<NoticeState>>,
 }
 
 impl Owner {
     fn new(verdict: Verdict) -> Arc<Self> {
-        Arc::new(Self { verdict: Mutex::new(verdict), told: watch::Sender::new(Vec::new()) })
+        Arc::new(Self {
+            verdict: Mutex::new(verdict),
+            dressing: Mutex::default(),
+            told: watch::Sender::new(Vec::new()),
+        })
     }
 
     async fn told(&self, state: NoticeState) -> Vec<NoticeState> {
@@ -91,6 +145,17 @@ impl Owners for Owner {
     fn recheck<'a>(&'a self, _: &'a NoticeKey) -> BoxFuture<'a, Verdict> {
         let verdict = *self.verdict.lock().unwrap();
         async move { verdict }.boxed()
+    }
+
+    fn dress<'a>(&'a self, _: &'a NoticeKey, _: &'a str) -> BoxFuture<'a, Extras> {
+        let dressing = *self.dressing.lock().unwrap();
+        async move {
+            if !dressing.is_zero() {
+                tokio::time::sleep(dressing).await;
+            }
+            Extras::default()
+        }
+        .boxed()
     }
 
     fn settled<'a>(&'a self, _: &'a NoticeKey, state: NoticeState) -> BoxFuture<'a, ()> {
@@ -346,7 +411,7 @@ async fn a_target_without_a_notifier_is_no_silence() {
     let engine: Arc<dyn Engine> = Arc::new(memory());
     let running = Running::start(&engine, &[], &owner);
     running.outbox.queue(draft("gone")).await.unwrap();
-    owner.told(NoticeState::Failed).await;
+    owner.told(NoticeState::Rejected).await;
     let notices = running.outbox.notices(key("gone").session, "g1").await.unwrap();
     assert!(notices[0].error.is_some() && notices[0].next_try_in_ms.is_some());
 }
@@ -395,6 +460,25 @@ fn waits_grow_to_their_bound_and_honour_the_other_end() {
     let wish = |wish_s| Delivery::Refused { error: String::new(), retry_after: Some(Duration::from_secs(wish_s)) };
     assert!(attempt::wait_after(&times, 1, &wish(30)) >= Duration::from_secs(30));
     assert!(attempt::wait_after(&times, 1, &wish(u64::MAX)) <= Duration::from_secs(3600));
+}
+
+/// What was refused together does not come back together.
+#[test]
+fn every_wait_has_jitter() {
+    let times = OutboxTimes::default();
+    let error = String::new;
+    let (wish, longest) = (Duration::from_secs(30), times.retry_longest);
+    for (outcome, from, to) in [
+        (Delivery::Refused { error: error(), retry_after: None }, Duration::ZERO, times.retry_first * 4),
+        (Delivery::Refused { error: error(), retry_after: Some(wish) }, wish, wish + times.retry_first),
+        (Delivery::Throttled { error: error(), retry_after: wish }, wish, wish + times.retry_first),
+        (Delivery::Rejected { error: error() }, longest, longest + longest / 4),
+    ] {
+        let waits: Vec<_> = (0..200).map(|_| attempt::wait_after(&times, 3, &outcome)).collect();
+        let (least, most) = (*waits.iter().min().unwrap(), *waits.iter().max().unwrap());
+        assert!(least >= from && most <= to, "{outcome:?}: {least:?} to {most:?}");
+        assert!(most - least > (to - from) / 2, "{outcome:?}: {least:?} to {most:?}");
+    }
 }
 
 /// Runs one key through a script, with a crash at every `Hang`, on an engine that fails and delays.
@@ -459,7 +543,17 @@ proptest! {
     #[test]
     fn no_key_is_silent_confirmed_twice_or_repeated_twice(
         script in prop::collection::vec(
-            prop_oneof![Just(Act::Confirm), Just(Act::Refuse), Just(Act::Refuse), Just(Act::Unknown), Just(Act::Hang)],
+            prop_oneof![
+                Just(Act::Confirm),
+                Just(Act::Show(1)),
+                Just(Act::Refuse),
+                Just(Act::Refuse),
+                Just(Act::Reject),
+                Just(Act::Later(20)),
+                Just(Act::Silence(20)),
+                Just(Act::Unknown),
+                Just(Act::Hang),
+            ],
             0..8,
         ),
         failing_per_mille in 0_u32..400,
@@ -476,8 +570,8 @@ proptest! {
             let act = acts.next().unwrap();
             expected.push((act, doubts > 0));
             match act {
-                Act::Confirm => break NoticeState::Confirmed,
-                Act::Refuse => {}
+                Act::Confirm | Act::Show(_) => break NoticeState::Confirmed,
+                Act::Refuse | Act::Reject | Act::Later(_) | Act::Silence(_) => {}
                 Act::Unknown | Act::Hang if doubts == 1 => break NoticeState::GivenUp,
                 Act::Unknown | Act::Hang => doubts = 1,
             }
@@ -486,7 +580,7 @@ proptest! {
         prop_assert_eq!(happened, expected);
         prop_assert_eq!(state, Some(end));
         prop_assert!(seen.iter().all(|(message, _)| message.id == seen[0].0.id));
-        let arrived = |repeat: bool| seen.iter().filter(|(m, act)| m.repeat == repeat && *act != Act::Refuse).count();
+        let arrived = |repeat: bool| seen.iter().filter(|(m, act)| m.repeat == repeat && act.may_arrive()).count();
         prop_assert!(arrived(true) <= 1 && arrived(false) <= 1);
     }
 
@@ -502,9 +596,116 @@ proptest! {
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         let (seen, state) = runtime.block_on(run_crashes(&script, &crashes_at_ms, failing_per_mille, seed));
-        let arrived = |repeat: bool| seen.iter().filter(|(m, act)| m.repeat == repeat && *act != Act::Refuse).count();
+        let arrived = |repeat: bool| seen.iter().filter(|(m, act)| m.repeat == repeat && act.may_arrive()).count();
         prop_assert!(arrived(true) <= 1 && arrived(false) <= 1, "{:?}", seen);
         prop_assert!(matches!(state, Some(NoticeState::Confirmed | NoticeState::GivenUp)), "{:?}", state);
         prop_assert!(seen.iter().all(|(message, _)| message.id == seen[0].0.id));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changes_while_the_message_is_made_ready_holds_it_back() {
+    let (target, owner) = (Target::new(&[], Act::Confirm), Owner::new(Verdict::Send));
+    *owner.dressing.lock().unwrap() = Duration::from_secs(3);
+    let engine: Arc<dyn Engine> = Arc::new(memory());
+    let running = Running::start(&engine, &[("t", &target)], &owner);
+    running.outbox.queue(draft("t")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(running.outbox.state(&key("t")).await.unwrap(), Some(NoticeState::Leased));
+    *owner.verdict.lock().unwrap() = Verdict::LookAgain(Duration::from_secs(20));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(target.seen().is_empty(), "covered since it was asked");
+    assert_eq!(running.outbox.state(&key("t")).await.unwrap(), Some(NoticeState::Queued), "and no lease is left");
+    *owner.verdict.lock().unwrap() = Verdict::Send;
+    let seen = target.seen_times(1).await;
+    assert!(!seen[0].0.repeat);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_closes_while_its_message_is_made_ready_is_told_to_nobody() {
+    let (target, owner) = (Target::new(&[], Act::Confirm), Owner::new(Verdict::Send));
+    *owner.dressing.lock().unwrap() = Duration::from_secs(3);
+    let engine: Arc<dyn Engine> = Arc::new(memory());
+    let running = Running::start(&engine, &[("t", &target)], &owner);
+    running.outbox.queue(draft("t")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    *owner.verdict.lock().unwrap() = Verdict::Drop;
+    running.outbox.close(key("t").session, "g1", 1, body("guardrail.resolved")).await.unwrap();
+    owner.told(NoticeState::Dropped).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(target.seen().len(), 0, "neither asked, nor told how it ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_was_dropped_and_is_wanted_again_is_sent() {
+    let (target, owner) = (Target::new(&[], Act::Confirm), Owner::new(Verdict::Drop));
+    let engine: Arc<dyn Engine> = Arc::new(memory());
+    let running = Running::start(&engine, &[("t", &target)], &owner);
+    running.outbox.queue(draft("t")).await.unwrap();
+    owner.told(NoticeState::Dropped).await;
+    *owner.verdict.lock().unwrap() = Verdict::Send;
+    let again = running.outbox.queue(draft("t")).await.unwrap();
+    assert_eq!(again, Queued::AlreadyThere(NoticeState::Queued));
+    owner.told(NoticeState::Confirmed).await;
+    assert_eq!(target.seen().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_has_grown_old_before_sending_is_given_back_where_others_may_take_it() {
+    let (target, owner) = (Target::new(&[], Act::Confirm), Owner::new(Verdict::Send));
+    *owner.dressing.lock().unwrap() = Duration::from_secs(6);
+    let faults = Arc::new(Faults { shared: true.into(), ..Faults::default() });
+    let engine: Arc<dyn Engine> = Arc::new(FaultyEngine::new(memory(), faults, 1));
+    let notifiers = [("t".to_owned(), Arc::new(target.clone()) as Arc<dyn Notifier>)].into_iter().collect();
+    let times = OutboxTimes { lease: Duration::from_secs(10), ..OutboxTimes::default() };
+    let (outbox, dispatcher) = Outbox::new(engine, notifiers, times);
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(dispatcher.run(Arc::clone(&owner) as Arc<dyn Owners>, shutdown));
+    outbox.queue(draft("t")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(target.seen().is_empty(), "another process could have sent it at any moment");
+    *owner.dressing.lock().unwrap() = Duration::ZERO;
+    assert!(!target.seen_times(1).await[0].0.repeat);
+    task.abort();
+}
+
+/// Does not listen at first.
+struct Deaf {
+    turns: AtomicU64,
+    told: watch::Sender<Vec<NoticeState>>,
+}
+
+impl Owners for Deaf {
+    fn recheck<'a>(&'a self, _: &'a NoticeKey) -> BoxFuture<'a, Verdict> {
+        async { Verdict::Send }.boxed()
+    }
+
+    fn settled<'a>(&'a self, _: &'a NoticeKey, state: NoticeState) -> BoxFuture<'a, ()> {
+        async move {
+            if self.turns.fetch_add(1, Ordering::Relaxed) < 2 {
+                std::future::pending::<()>().await;
+            }
+            self.told.send_modify(|told| told.push(state));
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_did_not_listen_is_told_again_how_a_notice_ended() {
+    let target = Target::new(&[], Act::Confirm);
+    let owner = Arc::new(Deaf { turns: AtomicU64::new(0), told: watch::Sender::new(Vec::new()) });
+    let engine: Arc<dyn Engine> = Arc::new(memory());
+    let notifiers = [("t".to_owned(), Arc::new(target.clone()) as Arc<dyn Notifier>)].into_iter().collect();
+    let (outbox, dispatcher) = Outbox::new(engine, notifiers, OutboxTimes::default());
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(dispatcher.run(Arc::clone(&owner) as Arc<dyn Owners>, shutdown));
+    outbox.queue(draft("t")).await.unwrap();
+    let mut told = owner.told.subscribe();
+    let heard = told.wait_for(|told| told.contains(&NoticeState::Confirmed));
+    tokio::time::timeout(Duration::from_secs(120), heard).await.expect("it is told again").unwrap();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(*owner.told.borrow(), [NoticeState::Confirmed], "and once it has heard, no more");
+    assert_eq!(target.seen().len(), 1);
+    task.abort();
 }

@@ -43,6 +43,11 @@ impl Ladder {
         Self { steps: steps.iter().filter(ours).cloned().collect() }
     }
 
+    /// Whether a step names this target itself.
+    pub fn names(&self, target: &str) -> bool {
+        self.steps.iter().any(|step| step.targets.iter().any(|named| named == target))
+    }
+
     pub fn step(&self, rung: Rung) -> Option<&Step> {
         self.steps.get(usize::try_from(rung.step.checked_sub(1)?).ok()?)
     }

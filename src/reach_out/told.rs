@@ -47,16 +47,19 @@ pub enum Next {
 }
 
 impl Told {
-    /// A notice was written, or was found to be there.
+    /// A notice was written, or was found to be there. One that was dropped before anybody had it is as none, and may be
+    /// asked for again.
     pub fn wrote(&mut self, target: &str, rung: Rung, state: NoticeState, at: Instant) {
+        if state == NoticeState::Dropped {
+            return;
+        }
         self.notices.insert((target.to_owned(), rung), state);
         if rung == Rung::default() {
             self.first_at = Some(self.first_at.map_or(at, |first| first.min(at)));
         }
     }
 
-    /// What the outbox has of the time before this process. A notice that was dropped before anybody had it may be
-    /// asked for again.
+    /// What the outbox has of the time before this process.
     pub fn restored(&mut self, target: &str, rung: Rung, state: NoticeState, at: Instant) {
         if state == NoticeState::Dropped {
             return;
@@ -70,7 +73,10 @@ impl Told {
 
     /// A notice that was written changed its state.
     pub fn settled(&mut self, target: &str, rung: Rung, state: NoticeState) {
-        if let Some(known) = self.notices.get_mut(&(target.to_owned(), rung)) {
+        let key = (target.to_owned(), rung);
+        if state == NoticeState::Dropped {
+            self.notices.remove(&key);
+        } else if let Some(known) = self.notices.get_mut(&key) {
             *known = state;
         }
     }
@@ -90,6 +96,11 @@ impl Told {
 
     pub fn is_confirmed(&self) -> bool {
         self.notices.values().any(|state| *state == NoticeState::Confirmed)
+    }
+
+    /// Somebody has it, and nobody else is still to get it.
+    pub fn is_done(&self) -> bool {
+        self.is_confirmed() && self.notices.values().all(|state| *state == NoticeState::Confirmed || is_dead(*state))
     }
 
     fn first(&self, target: &str) -> Option<NoticeState> {

@@ -9,7 +9,6 @@ use onlooker_protocol::{
     event::{Epoch, kind},
 };
 use serde_json::{Value, json};
-use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{
@@ -76,7 +75,7 @@ impl Owner {
         drafts: Vec<Draft>,
         numbers: Option<Numbers>,
     ) -> Result<Vec<Position>, EngineError> {
-        let received = OffsetDateTime::now_utc();
+        let received = clock::now();
         let (at, received_ms) = (clock::text(received), clock::milliseconds(received));
         let (mut frames, mut applied) = (Frames::for_events(drafts.len()), Vec::with_capacity(drafts.len()));
         for (mut draft, offset) in drafts.into_iter().zip(self.log.next..) {

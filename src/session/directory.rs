@@ -11,10 +11,9 @@ use futures::future::BoxFuture;
 use onlooker_protocol::{
     code::{Code, Refusal},
     event::kind,
-    view::{GuardrailState, SessionStatus, SessionView},
+    view::{GuardrailState, GuardrailView, SessionStatus, SessionView},
 };
 use serde_json::json;
-use time::OffsetDateTime;
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     time::Instant,
@@ -41,10 +40,10 @@ use crate::{
     guardrail::{Actor, GuardrailRules},
     hub::Side,
     ids::{self, Project, SessionId},
-    images::{ImageBounds, Images},
+    images::{ImageBounds, Images, Picture},
     links::Links,
     metrics::Metrics,
-    notifier::Extras,
+    notifier::{Extras, split_target},
     outbox::{NoticeKey, NoticeState, NoticeSubject, Outbox, Owners, Verdict},
     reach_out::{
         Windows,
@@ -114,13 +113,23 @@ impl Targets {
         targets
     }
 
+    /// Whether a target may still be told: a chat that was unlinked may not.
+    pub fn may_be_told(&self, target: &str, project: &Project, environment: Option<&str>) -> bool {
+        let has = |targets: &[String]| targets.iter().any(|known| known == target);
+        self.fallback.as_deref() == Some(target)
+            || self.links.targets(project, environment).iter().any(|tier| has(tier))
+            || self.ladder(project).is_some_and(|ladder| ladder.names(target))
+    }
+
     /// The project's ladder; `None` where it has no step.
     pub fn ladder(&self, project: &Project) -> Option<Ladder> {
         (!self.ladder.is_empty()).then(|| Ladder::of(&self.ladder, project))
     }
 
+    /// Whether an answer by this channel belongs to a message in a chat: it was given there, or by the form that is
+    /// linked there.
     pub fn is_chat(&self, channel: &str) -> bool {
-        self.chats.contains(&channel)
+        channel == "form" || self.chats.contains(&channel)
     }
 }
 
@@ -450,6 +459,12 @@ fn first_view(id: SessionId, asked: &onlooker_protocol::runtime::OpenSession) ->
     }
 }
 
+/// The picture that goes with a question into a chat: the newest one that everybody may see, and none while what is
+/// shown could be secret.
+fn to_show(images: &Images, state: &SessionView, committed: u64) -> Option<Arc<Picture>> {
+    if state.sensitive { None } else { images.latest_for_all(committed) }
+}
+
 impl Owners for Directory {
     fn recheck<'a>(&'a self, key: &'a NoticeKey) -> BoxFuture<'a, Verdict> {
         Box::pin(async move {
@@ -468,16 +483,20 @@ impl Owners for Directory {
             let NoticeSubject::Guardrail { id: guardrail, revision } = &key.subject else {
                 return Extras { view, ..Extras::default() };
             };
-            let Ok(guardrail) = session.guardrail(guardrail.clone()).await else { return Extras::default() };
-            if guardrail.state != GuardrailState::Open || guardrail.revision != *revision {
+            let Ok(snapshot) = session.snapshot().await else { return Extras::default() };
+            let this = |view: &&GuardrailView| view.guardrail_id == *guardrail && view.revision == *revision;
+            let asked = snapshot.state.guardrails.iter().find(this);
+            let Some(asked) = asked.filter(|asked| asked.state == GuardrailState::Open) else {
                 return Extras::default();
-            }
-            let has_fields = !guardrail.fields.is_empty();
+            };
+            let form = || services.forms.link(id, clock::now());
+            let in_chat = services.targets.is_chat(split_target(&key.target).0);
+            let committed = snapshot.position.offset + 1;
             Extras {
                 view,
-                form: has_fields.then(|| services.forms.link(id, OffsetDateTime::now_utc())).flatten(),
+                form: Some(asked).filter(|asked| !asked.fields.is_empty()).and_then(|_| form()),
                 marks: services.marks.marks(id),
-                picture: None,
+                picture: in_chat.then(|| to_show(&session.images, &snapshot.state, committed)).flatten(),
             }
         })
     }
@@ -502,5 +521,33 @@ impl task_webhook::Owners for Directory {
                 session.webhook_done(due.task.clone()).await;
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use onlooker_protocol::runtime::OpenSession;
+
+    use super::*;
+    use crate::{images::Placed, ingest::NewPicture};
+
+    fn add(images: &Images, id: &str, offset: u64, only_for: Option<HolderKey>) {
+        let picture = NewPicture { media: "image/png".to_owned(), bytes: "png".into() };
+        images.add(SessionId::random(), picture, Placed { id: id.into(), offset, only_for });
+    }
+
+    #[test]
+    fn a_chat_gets_the_newest_picture_that_is_nobodys_own_and_none_of_a_sensitive_window() {
+        let images = Images::new(ImageBounds { count: 9, bytes: 1000 });
+        let mut state = first_view(SessionId::random(), &OpenSession::default());
+        let shown = |state: &SessionView| to_show(&images, state, 5).map(|picture| picture.id.to_string());
+        assert_eq!(shown(&state), None);
+        add(&images, "old", 1, None);
+        add(&images, "new", 2, None);
+        add(&images, "holder's", 3, Some(HolderKey::Credential("key".into())));
+        add(&images, "not committed", 5, None);
+        assert_eq!(shown(&state).as_deref(), Some("new"));
+        state.sensitive = true;
+        assert_eq!(shown(&state), None);
     }
 }

@@ -12,7 +12,6 @@ use onlooker_protocol::{
     view::{ClaimView, GuardrailKind, GuardrailState, GuardrailView, GuardrailWhy, Outcome, Resolution},
 };
 use serde_json::{Map, Value, json};
-use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{
@@ -34,7 +33,7 @@ use crate::{
 impl Owner {
     /// A runtime raises a guardrail. Fillers are asked before anybody is disturbed.
     pub(super) async fn raise(&mut self, event: Published, numbers: Numbers) -> Result<(), StatefulStop> {
-        let wall = OffsetDateTime::now_utc();
+        let wall = clock::now();
         let rules = self.book.rules().clone();
         let trigger = Trigger::read(&event.data, &ids::time_ordered_id(), wall, &rules)?;
         let task = self.task_of_guardrail(&event);
@@ -61,7 +60,7 @@ impl Owner {
         numbers: Numbers,
     ) -> Result<(), StatefulStop> {
         self.services.boards.of(&self.session.project).guardrail_raised(self.session.id, &trigger.guardrail_id);
-        let wall = OffsetDateTime::now_utc();
+        let wall = clock::now();
         let rules = self.book.rules().clone();
         if supersedes.is_some() {
             self.close_unanswered(&trigger.guardrail_id, GuardrailState::Superseded, Outcome::Superseded, "runtime")
@@ -113,7 +112,7 @@ impl Owner {
         numbers: Numbers,
     ) -> Result<(), StatefulStop> {
         let rules = self.book.rules().clone();
-        let wall = OffsetDateTime::now_utc();
+        let wall = clock::now();
         let at = clock::text(wall);
         let position = Position { epoch: self.log.epoch, offset: self.log.next };
         let session = self.session.id.to_string();
@@ -290,7 +289,7 @@ impl Owner {
     ) -> Result<Result<ClaimView, Refusal>, OwnershipLost> {
         let rules = self.book.rules().clone();
         let Some(guardrail) = self.book.get_mut(id) else { return Ok(Err(unknown_guardrail())) };
-        let times = (Instant::now(), OffsetDateTime::now_utc());
+        let times = (Instant::now(), clock::now());
         let duration = duration_ms.map(Duration::from_millis);
         let claimed = guardrail.claim(revision, &actor.holder, times, duration, &rules);
         self.claim_changed(id, claimed, actor).await

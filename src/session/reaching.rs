@@ -1,13 +1,15 @@
 //! Feeds reach-out: gives the decision fresh inputs whenever something changed or is due, and acts on it.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use onlooker_protocol::view::{
     GuardrailState, GuardrailView, ReachOutMode, Resolution, TaskStatus, WhyInputs, WhyView,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::owner::Owner;
@@ -22,21 +24,40 @@ use crate::{
     watch::Presence,
 };
 
+/// How often it is looked whether there is somebody to tell by now.
+const UNREACHABLE_EVERY: Duration = Duration::from_secs(5);
 /// Results that somebody is still to see.
 const RESULTS: usize = 32;
+
+/// Ends of questions that the engine did not take from the outbox yet. What does not fit is found by the next start.
+const CLOSINGS: usize = 64;
 
 /// What is under way for this session's guardrails and results.
 #[derive(Default)]
 pub(super) struct Reaching {
     told: HashMap<NoticeSubject, Told>,
     results: Vec<ResultDue>,
+    closings: VecDeque<Closing>,
     next_look: Option<Instant>,
+}
+
+/// A closed revision whose messages do not say so yet.
+struct Closing {
+    guardrail: String,
+    revision: u32,
+    body: Map<String, Value>,
 }
 
 struct ResultDue {
     task: String,
     offset: u64,
     at: Instant,
+}
+
+impl ResultDue {
+    fn subject(&self) -> NoticeSubject {
+        NoticeSubject::Result { task: self.task.clone() }
+    }
 }
 
 /// A result that somebody was still to see.
@@ -65,14 +86,13 @@ impl Reaching {
 
     /// What the outbox has.
     pub(super) fn restore_notices(&mut self, states: Vec<(NoticeKey, NoticeState, u64)>) {
-        let (now, wall) = (Instant::now(), clock::milliseconds(OffsetDateTime::now_utc()));
+        let (now, wall) = (Instant::now(), clock::milliseconds(clock::now()));
         for (key, state, at_ms) in states {
-            if let (NoticeState::Confirmed, NoticeSubject::Result { task }) = (state, &key.subject) {
-                self.results.retain(|result| result.task != *task);
-            }
             let at = now.checked_sub(Duration::from_millis(wall.saturating_sub(at_ms))).unwrap_or(now);
             self.told.entry(key.subject).or_default().restored(&key.target, key.rung, state, at);
         }
+        let told = &self.told;
+        self.results.retain(|result| !told.get(&result.subject()).is_some_and(Told::is_done));
     }
 
     fn is_told(&self, subject: &NoticeSubject) -> bool {
@@ -88,6 +108,7 @@ impl Owner {
     /// Decides for everything that is open, and sends what is to be sent.
     pub(super) async fn reach_out(&mut self, now: Instant) {
         self.reaching.next_look = None;
+        self.close_again(now).await;
         let open: Vec<(String, u32)> =
             self.book.open().map(|open| (open.view.guardrail_id.clone(), open.view.revision)).collect();
         if open.is_empty() && self.reaching.results.is_empty() {
@@ -126,6 +147,15 @@ impl Owner {
             Next::NobodyLeft => why = NOBODY_LEFT,
             Next::LookAgain(at) => self.reaching.look_at(at),
             Next::Nothing => {}
+        }
+        if let Some(guardrail) = self.book.get_mut(id) {
+            let unreachable = why == NO_TARGET || why == NOBODY_LEFT;
+            self.summary_stale |= guardrail.unreachable != unreachable;
+            guardrail.unreachable = unreachable;
+            if unreachable {
+                // Somebody may be linked meanwhile.
+                self.reaching.look_at(Some(now + UNREACHABLE_EVERY));
+            }
         }
         self.count_unreached(id, &subject, &inputs);
         self.keep_why(id, (decision, why, shown), now).await;
@@ -364,13 +394,19 @@ impl Owner {
             NoticeSubject::Result { task } => self.result_inputs(task, false, &presence, now),
         };
         let Some(inputs) = inputs else { return Verdict::Drop };
+        let environment = self.asked.environment_id.as_deref();
+        if !self.services.targets.may_be_told(&key.target, &self.session.project, environment) {
+            return Verdict::Drop;
+        }
         told::verdict(reach_out::decide(&inputs), now)
     }
 
     pub(super) fn notice_settled(&mut self, key: &NoticeKey, state: NoticeState) {
         let Some(told) = self.reaching.told.get_mut(&key.subject) else { return };
         told.settled(&key.target, key.rung, state);
-        if let (NoticeState::Confirmed, NoticeSubject::Result { task }) = (state, &key.subject) {
+        if let NoticeSubject::Result { task } = &key.subject
+            && told.is_done()
+        {
             self.reaching.results.retain(|result| result.task != *task);
         }
     }
@@ -384,8 +420,27 @@ impl Owner {
         let view = guardrail.view.clone();
         self.reaching.told.remove(&NoticeSubject::Guardrail { id: id.to_owned(), revision });
         let body = self.resolved_body(&view, &resolution);
-        if let Err(error) = self.services.outbox.close(self.session.id, id, revision, body).await {
-            tracing::warn!(session.id = ?self.id(), %error, "a notice could not be closed");
+        self.close_notices(Closing { guardrail: id.to_owned(), revision, body }, Instant::now()).await;
+    }
+
+    /// What could not be closed is tried again: a message whose buttons no longer work must not stay.
+    async fn close_again(&mut self, now: Instant) {
+        for closing in std::mem::take(&mut self.reaching.closings) {
+            self.close_notices(closing, now).await;
+        }
+    }
+
+    async fn close_notices(&mut self, closing: Closing, now: Instant) {
+        let Closing { guardrail, revision, body } = &closing;
+        let closed = self.services.outbox.close(self.session.id, guardrail, *revision, body.clone()).await;
+        if let Err(error) = closed {
+            tracing::warn!(session.id = ?self.id(), %error, "a notice could not be closed; trying again");
+            let closings = &mut self.reaching.closings;
+            if closings.len() == CLOSINGS {
+                closings.pop_front();
+            }
+            closings.push_back(closing);
+            self.reaching.look_at(Some(now + Duration::from_secs(1)));
         }
     }
 

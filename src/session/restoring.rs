@@ -34,6 +34,7 @@ use super::{
     state::{Applied, State},
 };
 use crate::{
+    clock,
     control::Wheel,
     engine::{EngineError, Head, ReadLimit, Record, RecordKey, RecordKind, Stored, Version},
     guardrail::{Guardrail, StoredGuardrail},
@@ -147,7 +148,7 @@ impl Directory {
         owner.restore_picture(engine.get(picture_key(id)).await?);
         owner.restore_notices().await?;
         if owner.state.is_ended() {
-            owner.ended_before(OffsetDateTime::now_utc());
+            owner.ended_before(clock::now());
         }
         Ok(Some((owner, Restored { queued: stored.queued, behind })))
     }
@@ -201,7 +202,7 @@ impl Directory {
 
 impl Owner {
     fn restore_guardrails(&mut self, records: Vec<Stored>) {
-        let (now, wall) = (Instant::now(), OffsetDateTime::now_utc());
+        let (now, wall) = (Instant::now(), clock::now());
         for (key, version, value) in records {
             match StoredGuardrail::decode(&value) {
                 Ok(stored) => {
@@ -278,7 +279,7 @@ impl Owner {
         if last.is_some_and(|last| last.view.revision >= view.revision) {
             return None;
         }
-        let guardrail = Guardrail::from_log(view, last, Instant::now(), OffsetDateTime::now_utc());
+        let guardrail = Guardrail::from_log(view, last, Instant::now(), clock::now());
         self.show_on_board(&id);
         self.book.restore(guardrail);
         Some(id)
@@ -322,7 +323,7 @@ impl Owner {
     /// What the outbox has of this session's questions and results. A card of a question that closed is told so, in
     /// case the process ended in between.
     async fn restore_notices(&mut self) -> Result<(), EngineError> {
-        let states = self.services.outbox.states(self.id()).await?;
+        let states = self.services.outbox.resume(self.id()).await?;
         if states.is_empty() {
             return Ok(());
         }
@@ -342,7 +343,7 @@ impl Owner {
     /// Of a session that has ended nothing is left to do but to wait for the end of its retention.
     fn ended_before(&mut self, wall: OffsetDateTime) {
         let now = Instant::now();
-        let ago = self.state.session().ended_at.as_deref().map(|at| crate::clock::since(at, wall)).unwrap_or_default();
+        let ago = self.state.session().ended_at.as_deref().map(|at| clock::since(at, wall)).unwrap_or_default();
         self.ended_at = Some(now.checked_sub(ago).unwrap_or(now));
         self.secrets = Default::default();
     }

@@ -11,7 +11,6 @@ use onlooker_protocol::{
     view::{GuardrailState, Outcome, TaskStatus},
 };
 use serde_json::json;
-use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{
@@ -20,7 +19,7 @@ use super::{
     owner::{Owner, OwnershipLost},
     questions::trigger_data,
 };
-use crate::guardrail::Guardrail;
+use crate::{clock, guardrail::Guardrail};
 
 /// What a restored session and its runtime still have to agree on.
 pub(super) struct Unsettled {
@@ -134,14 +133,14 @@ impl Owner {
         }
         tracing::warn!(session.id = ?self.id(), guardrail.id = id, "an accepted answer was lost; asking anew");
         view.position = Position { epoch: self.log.epoch, offset: self.log.next };
-        view.opened_at = crate::clock::now_text();
+        view.opened_at = clock::now_text();
         let mut data = trigger_data(&view);
         data["reason"] = json!("answer_lost");
         self.append_surely(vec![Draft::new(kind::GUARDRAIL_TRIGGER, view.task.clone(), data)]).await?;
         let now = Instant::now();
         self.session.watch.raised(now);
         let last = self.book.get(id);
-        let guardrail = Guardrail::from_log(view, last, now, OffsetDateTime::now_utc());
+        let guardrail = Guardrail::from_log(view, last, now, clock::now());
         self.book.restore(guardrail);
         self.store_surely(id).await?;
         self.services.metrics.answers_lost.inc();

@@ -2,7 +2,7 @@
 //!
 //! Guardrails have their own book; what is kept of them here is which of them hold up a task.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use onlooker_protocol::{
     Position,
@@ -23,7 +23,7 @@ pub struct State {
     current: Option<TaskView>,
     queued: VecDeque<TaskView>,
     /// Open guardrails and the task that each holds up.
-    holding: HashMap<String, Option<String>>,
+    holding: BTreeMap<String, Option<String>>,
     ids: HashSet<String>,
 }
 
@@ -44,7 +44,7 @@ impl State {
             finished: VecDeque::new(),
             current: None,
             queued: VecDeque::new(),
-            holding: HashMap::new(),
+            holding: BTreeMap::new(),
             ids: HashSet::new(),
         }
     }

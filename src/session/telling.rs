@@ -66,6 +66,7 @@ impl Owner {
                     revision: guardrail.view.revision,
                     kind: guardrail.view.kind,
                     value: guardrail.view.value.clone(),
+                    unreachable: guardrail.unreachable,
                 })
                 .collect(),
             picture: session.picture.as_ref().map(|picture| picture.id.clone()),

@@ -15,7 +15,6 @@ use onlooker_protocol::{
     subscriber::{Answer, AnswerAction},
     view::{GuardrailState, GuardrailView},
 };
-use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::owner::{Owner, OwnershipLost};
@@ -128,7 +127,7 @@ impl Owner {
 
     /// The question that closed last, and how long ago.
     fn last_closed(&self) -> Option<(&GuardrailView, Duration)> {
-        let now = OffsetDateTime::now_utc();
+        let now = clock::now();
         let closed = self.book.iter().filter(|guardrail| guardrail.view.state != GuardrailState::Open);
         let timed = closed.filter_map(|guardrail| {
             let at = clock::parse(&guardrail.view.resolution.as_ref()?.at)?;

@@ -11,6 +11,11 @@
 #[expect(dead_code, reason = "another test binary uses the rest of it")]
 mod harness;
 
+#[path = "../gateway/attention/tunnel.rs"]
+#[expect(dead_code, reason = "another test binary uses the rest of it")]
+mod tunnel;
+
+mod namespace;
 mod program;
 mod proxy;
 mod world;

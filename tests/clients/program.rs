@@ -44,6 +44,24 @@ impl Start {
         Self::of("sh".into(), script)
     }
 
+    /// The program itself, as a client.
+    pub fn onlooker(words: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_onlooker"));
+        command.args(words);
+        Self::alone(words[0].to_owned(), command)
+    }
+
+    /// The same in a network namespace.
+    pub fn inside(self, namespace: &str) -> Self {
+        let inner = self.command.as_std();
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(inner.get_program()).args(inner.get_args());
+        for (name, value) in inner.get_envs().filter_map(|(name, value)| Some((name, value?))) {
+            command.env(name, value);
+        }
+        Self::alone(self.name, command)
+    }
+
     fn installed(folder: &str) {
         let done = root().join(folder).join(".installed");
         assert!(done.exists(), "the clients are not installed ({folder}): run  make clients");
@@ -52,13 +70,17 @@ impl Start {
     fn of(interpreter: PathBuf, script: &str) -> Self {
         let mut command = Command::new(interpreter);
         command.arg(root().join("tests/clients").join(script));
+        Self::alone(script.to_owned(), command)
+    }
+
+    fn alone(name: String, mut command: Command) -> Self {
         // Nothing on loopback goes through a proxy.
         for name in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NODE_OPTIONS"]
         {
             command.env_remove(name);
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        Self { name: script.to_owned(), command }
+        Self { name, command }
     }
 
     /// One more word in its environment.
@@ -111,6 +133,16 @@ impl Program {
             }
             let wrong = matches!(line["at"].as_str(), Some("error" | "connect_error" | "end"));
             assert!(!wrong, "{}: {line} instead of “{at}”", self.name);
+        }
+    }
+
+    /// The next line that fits; the ones before it are passed over.
+    pub async fn until(&mut self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let line = self.next(what).await;
+            if fits(&line) {
+                return line;
+            }
         }
     }
 

@@ -15,6 +15,7 @@ mod history;
 mod kills;
 mod outgoing;
 mod planted;
+mod reaching;
 mod scenario;
 mod secrecy;
 mod shim;

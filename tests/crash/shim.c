@@ -1,4 +1,4 @@
-/* Faults between the gateway and its disk, preloaded into the gateway alone.
+/* Faults between the gateway and its disk, and a wall clock that jumps, preloaded into the gateway alone.
  *
  * Writes and syncs of files below DISK_FAULT_DIR are counted in DISK_FAULT_COUNTS (two 64-bit numbers: writes, syncs).
  * DISK_FAULT_DO says what happens to those whose number lies between DISK_FAULT_FROM and DISK_FAULT_TO, as long as the
@@ -10,6 +10,9 @@
  *   short-enospc    half of the first one is written, and the rest and all that follow find the disk full
  *   enospc, eio     writes fail
  *   sync-eio        syncs fail
+ *
+ * The file CLOCK_SHIFT holds one 64-bit number of seconds by which the wall clock is wrong; it may change at any time.
+ * The monotonic clock is right.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -24,7 +27,9 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 struct counts {
@@ -35,6 +40,7 @@ struct counts {
 static struct counts own, *counts = &own;
 static char dir[PATH_MAX];
 static size_t dir_len;
+static _Atomic int64_t right, *shift = &right;
 static const char *fault = "", *while_file;
 static uint64_t from = 1, to = UINT64_MAX;
 
@@ -49,7 +55,17 @@ static uint64_t number(const char *name, uint64_t otherwise) {
     return text ? strtoull(text, NULL, 10) : otherwise;
 }
 
+static void begin_clock(void) {
+    const char *file = getenv("CLOCK_SHIFT");
+    int fd = file ? open(file, O_RDONLY) : -1;
+    if (fd < 0) return;
+    void *shared = mmap(NULL, sizeof *shift, PROT_READ, MAP_SHARED, fd, 0);
+    if (shared != MAP_FAILED) shift = shared;
+    close(fd);
+}
+
 __attribute__((constructor)) static void begin(void) {
+    begin_clock();
     const char *named = getenv("DISK_FAULT_DIR"), *file = getenv("DISK_FAULT_COUNTS");
     if (!named) return;
     strncpy(dir, named, sizeof dir - 1);
@@ -217,4 +233,27 @@ int fdatasync(int fd) {
 
 int sync_file_range(int fd, off64_t at, off64_t len, unsigned flags) {
     SYNC(fd, REAL(sync_file_range)(fd, at, len, flags));
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static __typeof__(&clock_gettime) original;
+    if (!original) original = REAL(clock_gettime);
+    int done = original(clock, now);
+    if (!done && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += *shift;
+    return done;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    static __typeof__(&gettimeofday) original;
+    if (!original) original = REAL(gettimeofday);
+    int done = original(now, zone);
+    if (!done && now) now->tv_sec += *shift;
+    return done;
+}
+
+time_t time(time_t *at) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (at) *at = now.tv_sec;
+    return now.tv_sec;
 }

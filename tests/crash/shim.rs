@@ -1,4 +1,4 @@
-//! Faults between the gateway and its disk: what `shim.c` does, asked for and counted.
+//! Faults between the gateway and its disk, and of its wall clock: what `shim.c` does, asked for and counted.
 
 use std::{
     fs,
@@ -47,20 +47,35 @@ pub struct Plan {
     pub to: u64,
     /// It happens only while this file exists.
     pub only_while: Option<PathBuf>,
+    /// The file that says by how much the wall clock is wrong.
+    pub clock: Option<PathBuf>,
+}
+
+/// Sets a wall clock that runs by this file wrong by so many seconds.
+pub fn shift(clock: &Path, seconds: i64) {
+    use std::io::Write as _;
+    // In place: a process that runs has it mapped.
+    let mut file = fs::OpenOptions::new().create(true).write(true).truncate(false).open(clock).unwrap();
+    file.write_all(&seconds.to_ne_bytes()).unwrap();
 }
 
 impl Plan {
     /// Nothing happens; writes and syncs are counted.
     pub fn count() -> Self {
-        Self { fault: None, from: 1, to: u64::MAX, only_while: None }
+        Self { fault: None, from: 1, to: u64::MAX, only_while: None, clock: None }
+    }
+
+    /// Nothing happens to the disk; the wall clock runs by this file.
+    pub fn clock(file: &Path) -> Self {
+        Self { clock: Some(file.to_owned()), ..Self::count() }
     }
 
     pub fn at(fault: Fault, number: u64) -> Self {
-        Self { fault: Some(fault), from: number, to: number, only_while: None }
+        Self { fault: Some(fault), from: number, to: number, only_while: None, clock: None }
     }
 
     pub fn only_while(fault: Fault, file: &Path) -> Self {
-        Self { fault: Some(fault), from: 1, to: u64::MAX, only_while: Some(file.to_owned()) }
+        Self { fault: Some(fault), from: 1, to: u64::MAX, only_while: Some(file.to_owned()), clock: None }
     }
 
     /// The environment of the process whose data lies in `data`; `counts` is where its writes and syncs are counted.
@@ -75,6 +90,7 @@ impl Plan {
         ];
         environment.extend(self.fault.map(|fault| ("DISK_FAULT_DO", fault.name().into())));
         environment.extend(self.only_while.clone().map(|file| ("DISK_FAULT_WHILE", file)));
+        environment.extend(self.clock.clone().map(|file| ("CLOCK_SHIFT", file)));
         environment
     }
 }

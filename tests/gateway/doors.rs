@@ -178,6 +178,7 @@ async fn every_route_asks_for_its_scope() {
         (Method::POST, "/v1/guardrails/g/answer".to_owned(), answer.clone(), "answer"),
         (Method::POST, "/v1/guardrails/g/claim".to_owned(), json!({ "revision": 1 }), "answer"),
         (Method::POST, "/v1/guardrails/g/release".to_owned(), json!({ "revision": 1 }), "answer"),
+        (Method::POST, "/v1/notices/n/retry".to_owned(), json!({}), "admin"),
         (Method::POST, "/v1/subscribers/s/alive".to_owned(), json!({}), "watch"),
         (Method::POST, "/v1/tokens".to_owned(), token, "admin"),
         (Method::GET, "/metrics".to_owned(), none.clone(), "admin"),

@@ -140,7 +140,7 @@ impl TestGateway {
         Self::of(Gateway::start_on(config, engine).await.expect("the gateway starts"))
     }
 
-    fn of(gateway: Gateway) -> Self {
+    pub fn of(gateway: Gateway) -> Self {
         let url = gateway.url();
         let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).no_proxy().build().unwrap();
         Self { gateway: Some(gateway), url, http }

@@ -6,13 +6,20 @@
 mod harness;
 
 mod answers;
+mod attention;
 mod bad_input;
+mod desk;
 mod doors;
 mod engine;
 mod files;
 mod flow;
+mod forms;
+mod ladder;
+mod links;
 mod model;
+mod notices;
 mod pages;
+mod parley;
 mod reaching;
 mod rest;
 mod restart;

@@ -309,3 +309,19 @@ async fn a_reload_disturbs_nobody() {
     receiver.wait_for("guardrail.opened", 1).await;
     scene.gateway.stop().await;
 }
+
+#[tokio::test]
+async fn the_page_says_when_nobody_could_be_told_of_a_question() {
+    let Some(browser) = Chromium::shared() else { return };
+    let mut scene = Scene::set(browser, for_pages()).await;
+    let (other, _) = scene.runtime.open(OpenSession::default()).await;
+    scene.runtime.ask(&other, "g", json!({})).await;
+    scene.page.wait_for("!document.querySelector('#unreachable').hidden").await;
+    let said = scene.page.evaluate("document.querySelector('#unreachable').textContent").await;
+    assert_eq!(said, "A question waits of which nobody could be told: no chat or webhook took it.");
+    scene.page.keep_picture("unreachable", (390, 844)).await;
+    let body = json!({ "session": other, "revision": 1, "idempotencyKey": "k", "action": "decline" });
+    assert_eq!(scene.gateway.post("/v1/guardrails/g/answer", body).await.0, 200);
+    scene.page.wait_for("document.querySelector('#unreachable').hidden").await;
+    scene.gateway.stop().await;
+}

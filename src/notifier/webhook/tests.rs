@@ -140,30 +140,36 @@ async fn a_taken_notice_carries_the_specified_headers_and_every_signature() {
 
 #[tokio::test]
 async fn statuses_outside_2xx_are_refused_and_wishes_are_honoured() {
-    let refused = |status: u16, note: &str, retry_after| Delivery::Refused {
-        error: format!("the receiver answered HTTP {status}{note}"),
-        retry_after,
-    };
-    let slowly = "; tried again slowly";
-    for (status, note, wait) in [
-        (Status::INTERNAL_SERVER_ERROR, "", None),
-        (Status::REQUEST_TIMEOUT, "", None),
-        (Status::GONE, slowly, Some(SLOW_RETRY)),
-        (Status::NOT_FOUND, slowly, Some(SLOW_RETRY)),
-    ] {
+    let error = |status: u16| format!("the receiver answered HTTP {status}");
+    for status in [Status::INTERNAL_SERVER_ERROR, Status::REQUEST_TIMEOUT, Status::TOO_EARLY] {
         let receiver = receiver(status).await;
-        assert_eq!(outcome_at(receiver.at).await, refused(status.as_u16(), note, wait));
+        let refused = Delivery::Refused { error: error(status.as_u16()), retry_after: None };
+        assert_eq!(outcome_at(receiver.at).await, refused);
     }
-    let busy = receiver((Status::TOO_MANY_REQUESTS, [("retry-after", "7")])).await;
-    assert_eq!(outcome_at(busy.at).await, refused(429, "", Some(Duration::from_secs(7))));
+    for status in [Status::TOO_MANY_REQUESTS, Status::SERVICE_UNAVAILABLE] {
+        let busy = receiver((status, [("retry-after", "7")])).await;
+        let later = Delivery::Refused { error: error(status.as_u16()), retry_after: Some(Duration::from_secs(7)) };
+        assert_eq!(outcome_at(busy.at).await, later);
+    }
 }
 
 #[tokio::test]
-async fn a_redirect_is_refused_and_not_followed() {
+async fn what_will_not_pass_by_itself_is_rejected() {
+    for status in
+        [Status::GONE, Status::NOT_FOUND, Status::UNAUTHORIZED, Status::BAD_REQUEST, Status::MOVED_PERMANENTLY]
+    {
+        let receiver = receiver(status).await;
+        let error = format!("the receiver answered HTTP {}", status.as_u16());
+        assert_eq!(outcome_at(receiver.at).await, Delivery::Rejected { error });
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_rejected_and_not_followed() {
     let elsewhere = receiver(Status::OK).await;
     let location = format!("http://{}/hook", elsewhere.at);
     let receiver = receiver((Status::TEMPORARY_REDIRECT, [("location", location)])).await;
-    assert!(matches!(outcome_at(receiver.at).await, Delivery::Refused { .. }));
+    assert!(matches!(outcome_at(receiver.at).await, Delivery::Rejected { .. }));
     assert!(elsewhere.seen.lock().unwrap().is_empty());
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream,
-    tungstenite::{Message, client::IntoClientRequest},
+    tungstenite::{Message, client::IntoClientRequest, protocol::CloseFrame},
 };
 
 use crate::harness::*;
@@ -341,6 +341,30 @@ impl Client {
         assert_eq!(self.packet().await, Got::Text("41".to_owned()));
         if matches!(self.carrier, Carrier::Websocket(_)) {
             assert_eq!(self.closed().await, Some(1000));
+        }
+    }
+
+    /// The requests that carry it, where it polls.
+    pub fn polls(&self) -> Option<Polls> {
+        match &self.carrier {
+            Carrier::Websocket(_) => None,
+            Carrier::Polling { polls, .. } => Some(polls.clone()),
+        }
+    }
+
+    /// A pong of the WebSocket protocol, which no code of a client sends.
+    pub async fn pong_below(&mut self) {
+        if let Carrier::Websocket(socket) = &mut self.carrier {
+            let _ = socket.send(Message::Pong(Vec::new().into())).await;
+        }
+    }
+
+    /// Closes the websocket with a code.
+    pub async fn close(self, code: u16) {
+        if let Carrier::Websocket(mut socket) = self.carrier {
+            let frame = CloseFrame { code: code.into(), reason: "".into() };
+            let _ = socket.send(Message::Close(Some(frame))).await;
+            while let Some(Ok(_)) = socket.next().await {}
         }
     }
 
