@@ -30,6 +30,8 @@ pub struct Faults {
     pub full: AtomicBool,
     /// Every read is refused as unavailable.
     pub unreadable: AtomicBool,
+    /// Another process may be using it.
+    pub shared: AtomicBool,
 }
 
 pub struct FaultyEngine<E> {
@@ -131,7 +133,8 @@ impl<E: Engine> Engine for FaultyEngine<E> {
     }
 
     fn before(&self) -> Before {
-        self.inner.before()
+        let before = self.inner.before();
+        Before { sole_user: before.sole_user && !self.faults.shared.load(Ordering::Relaxed), ..before }
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

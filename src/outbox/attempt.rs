@@ -53,6 +53,8 @@ pub(super) struct Attempt {
     /// Marks this attempt's lease. Found in the record before anything was sent, it says that a write which seemed to
     /// fail has happened.
     token: String,
+    /// When its lease was written, or before.
+    leased_at: Option<Instant>,
 }
 
 /// What an attempt is about, as it was when it began.
@@ -81,7 +83,7 @@ enum Pass {
 
 impl Attempt {
     pub(super) fn new(shared: Arc<Shared>, owners: Arc<dyn Owners>, stop: Stop, name: RecordKey) -> Self {
-        Self { shared, owners, stop, name, key: None, token: time_ordered_id() }
+        Self { shared, owners, stop, name, key: None, token: time_ordered_id(), leased_at: None }
     }
 
     /// Works on the notice once. Dropped while sending, it leaves a lease that is later found to have run out.
@@ -144,6 +146,7 @@ impl Attempt {
             return Ok(Pass::Leased(Box::new(notice), version));
         }
         notice.lease(&self.token, self.shared.times.lease);
+        self.leased_at = Some(Instant::now());
         let version = self.put(version, &notice).await?;
         Ok(Pass::Leased(Box::new(notice), version))
     }
@@ -214,8 +217,8 @@ impl Attempt {
         }
     }
 
-    /// Dresses the message, then asks once more: writing the lease and dressing have taken their time. From this answer
-    /// to the first byte nothing is waited for.
+    /// Dresses the message and waits for its turn, then asks once more: all of it has taken its time, and so has writing
+    /// the lease. From this answer to the first byte nothing is waited for.
     async fn make_ready(&self, mut notice: Notice, version: Version) -> Result<Pass, EngineError> {
         let mut sending = Sending::of(&notice, self.dress(&notice).await);
         sending.message.thread = self.thread(&notice).await;
@@ -225,7 +228,17 @@ impl Attempt {
         if let Some(pass) = self.unwanted(&mut notice, version, true).await? {
             return Ok(pass);
         }
+        if self.may_lose_its_lease() {
+            return Ok(Pass::Done(self.give_back(notice, version, Instant::now()).await));
+        }
         Ok(Pass::Ready(Box::new((sending, notice, version))))
+    }
+
+    /// Another process could take the lease for a dead one's before a send that begins now is cut off: then two would
+    /// send, and neither as a repeat of the other.
+    fn may_lose_its_lease(&self) -> bool {
+        let is_old = || self.leased_at.is_none_or(|at| at.elapsed() >= self.shared.times.lease / 2);
+        !self.shared.engine.before().sole_user && is_old()
     }
 
     async fn send(&self, (sending, notice, version): (Sending, Notice, Version)) -> Option<Due> {

@@ -661,3 +661,110 @@ proptest! {
         prop_assert!(seen.iter().all(|(message, _)| message.id == seen[0].0.id));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_changes_while_the_message_is_made_ready_holds_it_back() {
+    let (target, owner) = (Target::new(&[], Act::Confirm), Owner::new(Verdict::Send));
+    *owner.dressing.lock().unwrap() = Duration::from_secs(3);
+    let engine: Arc<dyn Engine> = Arc::new(memory());
+    let running = Running::start(&engine, &[("t", &target)], &owner);
+    running.outbox.queue(draft("t")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(running.outbox.state(&key("t")).await.unwrap(), Some(NoticeState::Leased));
+    *owner.verdict.lock().unwrap() = Verdict::LookAgain(Duration::from_secs(20));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(target.seen().is_empty(), "covered since it was asked");
+    assert_eq!(running.outbox.state(&key("t")).await.unwrap(), Some(NoticeState::Queued), "and no lease is left");
+    *owner.verdict.lock().unwrap() = Verdict::Send;
+    let seen = target.seen_times(1).await;
+    assert!(!seen[0].0.repeat);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_closes_while_its_message_is_made_ready_is_told_to_nobody() {
+    let (target, owner) = (Target::new(&[], Act::Confirm), Owner::new(Verdict::Send));
+    *owner.dressing.lock().unwrap() = Duration::from_secs(3);
+    let engine: Arc<dyn Engine> = Arc::new(memory());
+    let running = Running::start(&engine, &[("t", &target)], &owner);
+    running.outbox.queue(draft("t")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    *owner.verdict.lock().unwrap() = Verdict::Drop;
+    running.outbox.close(key("t").session, "g1", 1, body("guardrail.resolved")).await.unwrap();
+    owner.told(NoticeState::Dropped).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(target.seen().len(), 0, "neither asked, nor told how it ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_was_dropped_and_is_wanted_again_is_sent() {
+    let (target, owner) = (Target::new(&[], Act::Confirm), Owner::new(Verdict::Drop));
+    let engine: Arc<dyn Engine> = Arc::new(memory());
+    let running = Running::start(&engine, &[("t", &target)], &owner);
+    running.outbox.queue(draft("t")).await.unwrap();
+    owner.told(NoticeState::Dropped).await;
+    *owner.verdict.lock().unwrap() = Verdict::Send;
+    let again = running.outbox.queue(draft("t")).await.unwrap();
+    assert_eq!(again, Queued::AlreadyThere(NoticeState::Queued));
+    owner.told(NoticeState::Confirmed).await;
+    assert_eq!(target.seen().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_has_grown_old_before_sending_is_given_back_where_others_may_take_it() {
+    let (target, owner) = (Target::new(&[], Act::Confirm), Owner::new(Verdict::Send));
+    *owner.dressing.lock().unwrap() = Duration::from_secs(6);
+    let faults = Arc::new(Faults { shared: true.into(), ..Faults::default() });
+    let engine: Arc<dyn Engine> = Arc::new(FaultyEngine::new(memory(), faults, 1));
+    let notifiers = [("t".to_owned(), Arc::new(target.clone()) as Arc<dyn Notifier>)].into_iter().collect();
+    let times = OutboxTimes { lease: Duration::from_secs(10), ..OutboxTimes::default() };
+    let (outbox, dispatcher) = Outbox::new(engine, notifiers, times);
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(dispatcher.run(Arc::clone(&owner) as Arc<dyn Owners>, shutdown));
+    outbox.queue(draft("t")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(target.seen().is_empty(), "another process could have sent it at any moment");
+    *owner.dressing.lock().unwrap() = Duration::ZERO;
+    assert!(!target.seen_times(1).await[0].0.repeat);
+    task.abort();
+}
+
+/// Does not listen at first.
+struct Deaf {
+    turns: AtomicU64,
+    told: watch::Sender<Vec<NoticeState>>,
+}
+
+impl Owners for Deaf {
+    fn recheck<'a>(&'a self, _: &'a NoticeKey) -> BoxFuture<'a, Verdict> {
+        async { Verdict::Send }.boxed()
+    }
+
+    fn settled<'a>(&'a self, _: &'a NoticeKey, state: NoticeState) -> BoxFuture<'a, ()> {
+        async move {
+            if self.turns.fetch_add(1, Ordering::Relaxed) < 2 {
+                std::future::pending::<()>().await;
+            }
+            self.told.send_modify(|told| told.push(state));
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_did_not_listen_is_told_again_how_a_notice_ended() {
+    let target = Target::new(&[], Act::Confirm);
+    let owner = Arc::new(Deaf { turns: AtomicU64::new(0), told: watch::Sender::new(Vec::new()) });
+    let engine: Arc<dyn Engine> = Arc::new(memory());
+    let notifiers = [("t".to_owned(), Arc::new(target.clone()) as Arc<dyn Notifier>)].into_iter().collect();
+    let (outbox, dispatcher) = Outbox::new(engine, notifiers, OutboxTimes::default());
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(dispatcher.run(Arc::clone(&owner) as Arc<dyn Owners>, shutdown));
+    outbox.queue(draft("t")).await.unwrap();
+    let mut told = owner.told.subscribe();
+    let heard = told.wait_for(|told| told.contains(&NoticeState::Confirmed));
+    tokio::time::timeout(Duration::from_secs(120), heard).await.expect("it is told again").unwrap();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(*owner.told.borrow(), [NoticeState::Confirmed], "and once it has heard, no more");
+    assert_eq!(target.seen().len(), 1);
+    task.abort();
+}

@@ -14,6 +14,7 @@
 //!
 //! **Assumed**, and named so that nobody takes it for shown:
 //! * Between an owner's word at the moment of sending and the first byte nothing else happens.
+//! * A process does not begin to send under a lease that is older than half its length.
 //! * Of two processes over one engine, leases and notices of one that has lost the session are refused (`fenced`), as
 //!   the engine's contract has it for logs. What it had leased before, it may still send: this is counted, not excused
 //!   for anybody else.
@@ -99,16 +100,14 @@ impl Bounds {
 enum Fault {
     /// A check of production code.
     Without(Guard),
-    /// Whoever comes starts the first look anew.
-    NewcomersRestartTheGrace,
     /// A message leaves before its lease is written.
     LeaseNotWritten,
     /// A process that has lost the session writes on.
     FenceIgnored,
     /// Nobody asks again once the lease is written.
     OnlyAskedBeforeTheLease,
-    /// Where a session has no owner, its notices are dropped.
-    DroppedWithoutOwner,
+    /// Where a session has no owner, its notices are dropped, and stay so.
+    DroppedForGood,
     /// A lease is sent under however long ago it was taken.
     OldLeaseUsed,
 }

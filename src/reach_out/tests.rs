@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::watch::{Attentive, Departure, Guard, Newcomer, Watch, WatchTimes, Watcher};
+use crate::watch::{Attentive, Book, Departure, Newcomer, WatchTimes, Watcher};
 
 const WINDOWS: Windows = Windows { grace: Duration::from_secs(5), first_look: Duration::from_secs(10) };
 const OFFSET: u64 = 7;
@@ -369,6 +369,7 @@ enum Act {
     },
     Alive(usize),
     Idle(usize),
+    Leave(usize, Leave),
     Lapse,
 }
 
@@ -377,9 +378,11 @@ fn any_act() -> impl Strategy<Value = (u64, Act)> {
         any::<bool>().prop_map(|able| Act::Enter { able }),
         any::<usize>().prop_map(Act::Alive),
         any::<usize>().prop_map(Act::Idle),
+        (any::<usize>(), prop_oneof![Just(Leave::Clean), Just(Leave::Abnormal)])
+            .prop_map(|(who, how)| Act::Leave(who, how)),
         Just(Act::Lapse),
     ];
-    (0..3_000u64, act)
+    (1..3_000u64, act)
 }
 
 fn newcomer(able: bool) -> Newcomer {
@@ -394,8 +397,8 @@ fn newcomer(able: bool) -> Newcomer {
     }
 }
 
-fn watch() -> Watch {
-    Watch::new(WatchTimes {
+fn watch() -> Book {
+    Book::new(WatchTimes {
         live_window: Duration::from_secs(2),
         attention_lease: Duration::from_secs(3),
         poll_window: Duration::from_secs(2),
@@ -412,17 +415,17 @@ proptest! {
         acts in proptest::collection::vec(any_act(), 1..40),
     ) {
         let start = Instant::now() + Duration::from_secs(1000);
-        let watch = watch();
-        let mut guards: Vec<Guard> = Vec::new();
+        let mut watch = watch();
+        let mut there: Vec<u64> = Vec::new();
         // Perhaps the last able watcher vanished before the raising: its window ran out.
         let mut raised = start + Duration::from_secs(20);
         let mut grace_end = None;
         if let Some((gap, proves)) = before {
-            let guard = watch.enter(newcomer(true), start);
+            let id = watch.enter(newcomer(true), start);
             if proves {
-                guard.proved(OFFSET - 1, start);
+                watch.proved(id, OFFSET - 1, start);
             }
-            guards.push(guard);
+            there.push(id);
             let lapse = start + Duration::from_secs(2);
             raised = lapse + Duration::from_millis(gap);
             grace_end = Some(lapse + WINDOWS.grace);
@@ -432,9 +435,10 @@ proptest! {
         for (wait, act) in acts {
             now += Duration::from_millis(wait);
             match act {
-                Act::Enter { able } => guards.push(watch.enter(newcomer(able), now)),
-                Act::Alive(which) => if let Some(guard) = pick(&guards, which) { guard.alive(now) },
-                Act::Idle(which) => if let Some(guard) = pick(&guards, which) { guard.attention(false, now) },
+                Act::Enter { able } => there.push(watch.enter(newcomer(able), now)),
+                Act::Alive(which) => if let Some(at) = pick(&there, which) { watch.alive(there[at], now); },
+                Act::Idle(which) => if let Some(at) = pick(&there, which) { watch.attention(there[at], false, now); },
+                Act::Leave(which, how) => if let Some(at) = pick(&there, which) { watch.leave(there.remove(at), how, now); },
                 Act::Lapse => {}
             }
             let presence = watch.presence(now);
@@ -449,10 +453,9 @@ proptest! {
             };
             prop_assert_eq!(decision.action, expected, "{:?} {:?}", decision.why, presence);
         }
-        // Dropping reports by the real clock, which is before this run's: nothing is asked any more.
     }
 }
 
-fn pick(guards: &[Guard], which: usize) -> Option<&Guard> {
-    if guards.is_empty() { None } else { guards.get(which % guards.len()) }
+fn pick(there: &[u64], which: usize) -> Option<usize> {
+    which.checked_rem(there.len())
 }

@@ -47,16 +47,19 @@ pub enum Next {
 }
 
 impl Told {
-    /// A notice was written, or was found to be there.
+    /// A notice was written, or was found to be there. One that was dropped before anybody had it is as none, and may be
+    /// asked for again.
     pub fn wrote(&mut self, target: &str, rung: Rung, state: NoticeState, at: Instant) {
+        if state == NoticeState::Dropped {
+            return;
+        }
         self.notices.insert((target.to_owned(), rung), state);
         if rung == Rung::default() {
             self.first_at = Some(self.first_at.map_or(at, |first| first.min(at)));
         }
     }
 
-    /// What the outbox has of the time before this process. A notice that was dropped before anybody had it may be
-    /// asked for again.
+    /// What the outbox has of the time before this process.
     pub fn restored(&mut self, target: &str, rung: Rung, state: NoticeState, at: Instant) {
         if state == NoticeState::Dropped {
             return;

@@ -148,10 +148,26 @@ impl Process {
 }
 
 impl World {
-    pub(super) fn begin_attempt(&mut self, node: usize, name: &Name) {
+    pub(super) fn begin_attempt(&mut self, model: &ReachOut, node: usize, name: &Name) {
         let process = self.process(node);
         let due = process.schedule.remove(name).expect("it is due");
         process.attempts.insert(Arc::clone(name), Attempt::Look(due));
+        let steps = |world: &Self| {
+            let attempt = world.nodes[node].as_ref().and_then(|process| process.attempts.get(name));
+            matches!(attempt, Some(Attempt::Look(_) | Attempt::Put { .. }))
+        };
+        while !model.bounds.fine && steps(self) {
+            self.step(model, node, name);
+        }
+        self.tell_at_once(model, node, name);
+    }
+
+    /// Nothing can come between where not every write is a step of its own, and the owner always listens.
+    fn tell_at_once(&mut self, model: &ReachOut, node: usize, name: &Name) {
+        let attempt = self.nodes[node].as_ref().and_then(|process| process.attempts.get(name));
+        if !model.bounds.fine && self.left.unheard == 0 && matches!(attempt, Some(Attempt::Tell { .. })) {
+            self.tell(node, name, true);
+        }
     }
 
     fn go_on_with(&mut self, node: usize, name: &Name, attempt: Attempt) {
@@ -169,7 +185,7 @@ impl World {
         }
         let now = self.now;
         let Some(owner) = self.process(node).owner.as_ref() else {
-            let drops = model.has(Fault::DroppedWithoutOwner);
+            let drops = model.has(Fault::DroppedForGood);
             return if drops { Verdict::Drop } else { told::verdict_without_owner() };
         };
         let (verdict, why) = owner.recheck(key, now);
@@ -412,6 +428,7 @@ impl World {
             self.seen.mark = late.then_some(Mark::ConfirmedLate);
         }
         self.tell_or_finish(node, name, (state, sent.asks), due(&record, version, now));
+        self.tell_at_once(model, node, name);
     }
 
     /// The owner hears of it, if there is one here.

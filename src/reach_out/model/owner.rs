@@ -46,12 +46,12 @@ pub(super) struct Owner {
     pub(super) told: BTreeMap<u32, Told>,
     pub(super) start_grace_until: u32,
     pub(super) unreached: bool,
+    /// Where the log ends, as far as it knows.
+    pub(super) log_end: usize,
     /// What it has to write, in this order. Until then it serves nobody.
     pub(super) work: VecDeque<Work>,
     /// The engine has refused a notice: it is tried again then.
     pub(super) again_at: Option<u32>,
-    /// For [`Fault::NewcomersRestartTheGrace`].
-    pub(super) newcomer_at: Option<u32>,
 }
 
 /// One write, or what follows when all before it are done.
@@ -143,9 +143,9 @@ impl Owner {
             told: BTreeMap::new(),
             start_grace_until,
             unreached: false,
+            log_end: 0,
             work: VecDeque::new(),
             again_at: None,
-            newcomer_at: None,
         }
     }
 
@@ -195,7 +195,7 @@ impl Owner {
             now: at(now),
             mode: ReachOutMode::GuardrailOnly,
             subject: Subject::Guardrail { closed: guardrail.view.state.is_closed() },
-            raised_at: guardrail.raised_at.max(self.newcomer_at.map_or(guardrail.raised_at, at)),
+            raised_at: guardrail.raised_at,
             offset: guardrail.view.position.offset,
             held_until: guardrail.claimed_until(),
             notified,
@@ -249,8 +249,8 @@ impl Owner {
             (revision, told.outline(at(world.now), u64::from(super::time::FAR))).hash(hasher);
         }
         (seen(self.start_grace_until, world.now), self.unreached, &self.work).hash(hasher);
+        (self.log_end == world.engine.log.len()).hash(hasher);
         self.again_at.map(|tick| seen(tick, world.now)).hash(hasher);
-        self.newcomer_at.map(|tick| seen(tick, world.now)).hash(hasher);
     }
 }
 
@@ -309,6 +309,7 @@ impl World {
         work.push_back(Work::GoOn { resolve });
         work.extend(behind.then_some(Work::Store));
         owner.work = work;
+        owner.log_end = self.engine.log.len();
         let process = self.nodes[node].get_or_insert_with(|| Process {
             owner: None,
             term,
@@ -471,9 +472,7 @@ impl World {
             Work::Raise { asked, revision } => self.write_raised(model, node, (asked, revision)),
             Work::Store => self.store(model, node),
             Work::Resolve { revision } => {
-                if self.append(model, node) {
-                    self.engine.log.push(Logged::Resolved { revision });
-                }
+                self.append(model, node, Some(Logged::Resolved { revision }));
             }
             Work::CloseAll { revision, put_again } => {
                 let names: Vec<Name> = self.engine.notices_of(revision).map(|(name, ..)| Arc::clone(name)).collect();
@@ -495,24 +494,25 @@ impl World {
         }
     }
 
-    /// Whether the log takes an event of this owner; where not, the session is another's.
-    fn append(&mut self, model: &ReachOut, node: usize) -> bool {
-        if self.is_fenced(model, node) {
+    /// Whether the log takes an event of this owner; where not, the session is another's. It takes it where the owner
+    /// thinks that the log ends, and nowhere else.
+    fn append(&mut self, model: &ReachOut, node: usize, event: Option<Logged>) -> bool {
+        let end = self.owner(node).log_end;
+        if self.is_fenced(model, node) || end != self.engine.log.len() {
             self.seen.mark = Some(Mark::Fenced);
             self.end_owner(node);
             return false;
         }
         let term = self.process(node).term;
         self.engine.term = self.engine.term.max(term);
+        self.engine.log.extend(event);
+        self.owner(node).log_end = self.engine.log.len();
         true
     }
 
     fn go_on(&mut self, model: &ReachOut, node: usize, resolve: Option<u32>) {
-        if !self.append(model, node) {
+        if !self.append(model, node, resolve.map(|revision| Logged::Resolved { revision })) {
             return;
-        }
-        if let Some(revision) = resolve {
-            self.engine.log.push(Logged::Resolved { revision });
         }
         let now = at(self.now);
         let owner = self.owner(node);
@@ -522,20 +522,18 @@ impl World {
     }
 
     fn write_raised(&mut self, model: &ReachOut, node: usize, (asked, revision): (u32, u32)) {
-        if !self.append(model, node) {
-            return;
-        }
         let now = self.now;
         let trigger = trigger(model, asked, now);
         let position = Position { epoch: epoch(), offset: u64::from(revision) };
         let at_text = clock::text(wall(now));
         let raised = Raised { session: "s".to_owned(), task: None, revision, position, at: &at_text, wall: wall(now) };
         let view = trigger.view(raised, rules());
-        self.engine.log.push(Logged::Raised(Arc::new(view.clone())));
+        if !self.append(model, node, Some(Logged::Raised(Arc::new(view.clone())))) {
+            return;
+        }
         let owner = self.owner(node);
         Arc::make_mut(&mut owner.watch).raised(at(now));
         Arc::make_mut(&mut owner.book).opened(view, &trigger, BTreeMap::new(), at(now));
-        owner.newcomer_at = None;
         owner.work.push_front(Work::Store);
         (self.seen.alone, self.seen.untried) = (0, 0);
     }
@@ -576,7 +574,7 @@ impl World {
             }
             Some((version, found)) => {
                 let mut record = Record::clone(&found);
-                if record.revive() {
+                if !model.has(Fault::DroppedForGood) && record.revive() {
                     (self.put(&name, version, record.clone()), Arc::new(record))
                 } else {
                     (version, found)
@@ -585,7 +583,8 @@ impl World {
         };
         let owner = self.owner(node);
         let told = owner.told.entry(revision_of(key)).or_default();
-        told.wrote(&key.target, key.rung, record.state(), at(now));
+        let state = if model.has(Fault::DroppedForGood) { NoticeState::Queued } else { record.state() };
+        told.wrote(&key.target, key.rung, state, at(now));
         owner.again_at = None;
         self.schedule(node, &name, due(&record, version, now));
     }

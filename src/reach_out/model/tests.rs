@@ -1,164 +1,222 @@
-//! The configurations that are explored, and the planted faults that each of them finds.
+//! The configurations that are explored, each small enough for every run, and the planted faults that they find.
+//!
+//! `ONLOOKER_TEST_FULL=1` explores larger ones. `--nocapture` shows how many states there were, and the shortest way to
+//! each planted fault's broken promise.
 
 use std::time::Instant;
 
-use stateright::{Checker, Model};
+use stateright::{Checker, DiscoveryClassification, HasDiscoveries, Model};
 
 use super::*;
 
-/// Larger bounds.
 const FULL: &str = "ONLOOKER_TEST_FULL";
 
-fn is_full() -> bool {
-    std::env::var_os(FULL).is_some()
+/// One more, where larger bounds are asked for.
+fn more() -> u8 {
+    u8::from(std::env::var_os(FULL).is_some())
 }
 
-/// Explores all of it. Returns the marks that were seen.
+/// Explores all of it. Every promise is kept everywhere, and what the configuration is there for does happen.
 #[track_caller]
-fn holds(name: &str, bounds: Bounds) -> Vec<&'static str> {
+fn holds(name: &str, bounds: Bounds, happens: &[Mark]) {
     let began = Instant::now();
-    let bounds = tuned(bounds);
-    let limit = std::env::var("LIMIT").map_or(3000, |n| n.parse().unwrap());
-    let checker = ReachOut { bounds, fault: None }
-        .checker()
-        .threads(1)
-        .timeout(std::time::Duration::from_secs(limit))
-        .spawn_bfs()
-        .join();
-    println!("generated {}", checker.state_count());
-    let (states, took) = (checker.unique_state_count(), began.elapsed());
-    println!("{name}: {states} states, depth {}, {:.1} s", checker.max_depth(), took.as_secs_f64());
+    let checker = ReachOut { bounds, fault: None }.checker().threads(2).spawn_bfs().join();
+    let (states, depth, took) = (checker.unique_state_count(), checker.max_depth(), began.elapsed());
+    println!("{name}: {states} states, up to {depth} steps, {:.1} s", took.as_secs_f64());
+    assert!(checker.is_done());
     let mut seen = Vec::new();
     for (property, path) in checker.discoveries() {
         match checker.discovery_classification(property) {
-            stateright::DiscoveryClassification::Example => seen.push(property),
-            stateright::DiscoveryClassification::Counterexample => {
-                panic!("{name}: {property} is broken by {:#?}", path.into_actions());
+            DiscoveryClassification::Example => seen.push(property),
+            DiscoveryClassification::Counterexample => {
+                panic!("{name}: \"{property}\" is broken by {:?}", path.into_actions());
             }
         }
     }
-    seen
+    for mark in happens {
+        assert!(seen.contains(&mark.name()), "{name}: it never happens that {}", mark.name());
+    }
+}
+
+/// Explores until a promise is broken, and says which and in how many steps.
+#[track_caller]
+fn finds(fault: Fault, bounds: Bounds) -> &'static str {
+    let checker = ReachOut { bounds, fault: Some(fault) }.checker().finish_when(HasDiscoveries::AnyFailures);
+    let checker = checker.spawn_bfs().join();
+    let states = checker.unique_state_count();
+    let broken = checker.discoveries().into_iter().find(|(property, _)| {
+        matches!(checker.discovery_classification(property), DiscoveryClassification::Counterexample)
+    });
+    let (property, path) = broken.unwrap_or_else(|| panic!("{fault:?} is not found in {states} states"));
+    let acts = path.into_actions();
+    println!("{fault:?} breaks \"{property}\" in {} steps, found after {states} states: {acts:?}", acts.len());
+    property
 }
 
 fn watching() -> Bounds {
-    Bounds { able: &[true, true], acts: if is_full() { 6 } else { 5 }, bad: 0, ..Bounds::NONE }
+    Bounds { able: &[true, true], acts: 5 + more(), ..Bounds::NONE }
 }
 
-fn revisions() -> Bounds {
-    let more = u8::from(is_full());
-    let bounds = Bounds { able: &[true], raises: 2, acts: 2 + more, answers: 2, claims: 2, ..Bounds::NONE };
-    Bounds { withdrawals: 1, expires: Some(3), ..bounds }
+fn read_only() -> Bounds {
+    Bounds { able: &[true, false], acts: 4 + more(), ..Bounds::NONE }
+}
+
+fn answering() -> Bounds {
+    let bounds = Bounds { able: &[true], raises: 2, answers: 2, claims: 1 + more(), ..Bounds::NONE };
+    Bounds { withdrawals: 1, expires: Some(3), acts: more(), ..bounds }
 }
 
 fn sending() -> Bounds {
-    let more = u8::from(is_full());
-    Bounds {
-        able: &[true],
-        tiers: &[&["a"], &["b"]],
-        acts: 3,
-        answers: 1,
-        bad: 3 + more,
-        unheard: 1,
-        refused_writes: 1,
-        ..Bounds::NONE
-    }
+    let bounds = Bounds { able: &[true], tiers: &[&["a"], &["b"]], acts: 1 + more(), bad: 3, ..Bounds::NONE };
+    Bounds { unheard: 1, refused_writes: 1, ..bounds }
+}
+
+fn sending_under_cover() -> Bounds {
+    Bounds { able: &[true], acts: 3 + more(), answers: 1, bad: 1, ..Bounds::NONE }
 }
 
 fn climbing() -> Bounds {
-    let more = u8::from(is_full());
-    Bounds { able: &[true], step: Some("b"), acts: 3 + more, answers: 1, claims: 2, bad: 1, ..Bounds::NONE }
+    Bounds { able: &[true], step: Some("b"), acts: 2, claims: 1 + more(), bad: 1, ..Bounds::NONE }
 }
 
-fn restarts() -> Bounds {
-    let more = u8::from(is_full());
-    Bounds {
-        able: &[true],
-        raises: 2,
-        acts: 1 + more,
-        answers: 1,
-        bad: 1,
-        crashes: 2,
-        stops: 1,
-        fine: true,
-        ..Bounds::NONE
-    }
+fn crashing() -> Bounds {
+    Bounds { answers: 1, bad: 1, crashes: 1 + more(), fine: true, ..Bounds::NONE }
 }
 
-fn two_nodes() -> Bounds {
-    let more = u8::from(is_full());
-    Bounds {
-        nodes: 2,
-        able: &[true],
-        acts: 1,
-        answers: 1,
-        bad: 1 + more,
-        take_overs: 1,
-        freezes: 1,
-        fine: true,
-        ..Bounds::NONE
-    }
+fn stopping() -> Bounds {
+    Bounds { answers: 1, bad: 1, stops: 1, crashes: more(), fine: true, ..Bounds::NONE }
+}
+
+fn crashing_between_revisions() -> Bounds {
+    Bounds { able: &[true], raises: 2, acts: 1, answers: more(), crashes: 1, fine: true, ..Bounds::NONE }
+}
+
+const TWO_NODES: Bounds = Bounds { nodes: 2, able: &[true], take_overs: 1, fine: true, ..Bounds::NONE };
+
+fn taking_over() -> Bounds {
+    Bounds { bad: 1, freezes: 1, crashes: more(), ..TWO_NODES }
+}
+
+fn taking_over_from_who_answers() -> Bounds {
+    Bounds { answers: 1, freezes: more(), bad: more(), ..TWO_NODES }
+}
+
+fn taking_over_who_watch() -> Bounds {
+    Bounds { acts: 2, freezes: more(), ..TWO_NODES }
 }
 
 #[test]
-fn nobody_is_missed_and_nobody_nagged_however_people_come_and_go() {
-    println!("{:?}", holds("watching", watching()));
+fn however_two_people_come_and_go_nobody_is_missed_and_nobody_nagged() {
+    holds("watching", watching(), &[Mark::Arrived, Mark::HeldBackByCover, Mark::GraceRuns]);
 }
 
 #[test]
-fn revisions_answers_and_claims() {
-    println!("{:?}", holds("revisions", revisions()));
+fn who_may_not_answer_covers_nobody() {
+    holds("read only", read_only(), &[Mark::Arrived, Mark::HeldBackByCover]);
 }
 
 #[test]
-fn sending_keeps_its_promises() {
-    println!("{:?}", holds("sending", sending()));
+fn of_two_revisions_each_is_asked_answered_or_closed_once() {
+    let answers = [Mark::AnswerWon, Mark::AnswerAgain, Mark::AnswerRefused, Mark::HeldBackByClaim];
+    let ends = [Mark::Superseded, Mark::Expired, Mark::Edited, Mark::ToldAfterClosing];
+    holds("answering", answering(), &[&answers[..], &ends].concat());
 }
 
 #[test]
-fn climbing_keeps() {
-    println!("{:?}", holds("climbing", climbing()));
+fn whatever_comes_of_sending_somebody_is_told_or_it_is_counted() {
+    let marks = [Mark::RepeatArrived, Mark::GivenUp, Mark::NextTier, Mark::Unreached];
+    holds("sending", sending(), &marks);
 }
 
 #[test]
-fn restarts_keep() {
-    println!("{:?}", holds("restarts", restarts()));
+fn whoever_has_the_question_is_not_told_it() {
+    let marks = [Mark::RepeatArrived, Mark::HeldBackByCover, Mark::Edited, Mark::ToldAfterClosing];
+    holds("sending under cover", sending_under_cover(), &marks);
 }
 
 #[test]
-fn two_nodes_keep() {
-    println!("{:?}", holds("two nodes", two_nodes()));
+fn the_ladder_is_climbed_once_unless_somebody_claims() {
+    holds("climbing", climbing(), &[Mark::Climbed, Mark::HeldBackByClaim, Mark::RepeatArrived]);
 }
 
-fn tuned(mut b: Bounds) -> Bounds {
-    let Ok(text) = std::env::var("MODEL") else { return b };
-    for pair in text.split(',').filter(|p| !p.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap();
-        let n: u8 = value.parse().unwrap();
-        match name {
-            "nodes" => b.nodes = n as usize,
-            "people" => b.able = [&[][..], &[true], &[true, true]][n as usize],
-            "tiers" => {
-                const ONE: &[&[&str]] = &[&["a"]];
-                const TWO: &[&[&str]] = &[&["a"], &["b"]];
-                b.tiers = [&[], ONE, TWO][n as usize];
-            }
-            "step" => b.step = [None, Some("b")][n as usize],
-            "raises" => b.raises = n,
-            "acts" => b.acts = n,
-            "answers" => b.answers = n,
-            "claims" => b.claims = n,
-            "withdrawals" => b.withdrawals = n,
-            "expires" => b.expires = Some(u32::from(n)).filter(|n| *n > 0),
-            "bad" => b.bad = n,
-            "crashes" => b.crashes = n,
-            "stops" => b.stops = n,
-            "take_overs" => b.take_overs = n,
-            "freezes" => b.freezes = n,
-            "unheard" => b.unheard = n,
-            "refused_writes" => b.refused_writes = n,
-            "fine" => b.fine = n > 0,
-            _ => panic!("{name}"),
-        }
-    }
-    b
+#[test]
+fn a_crash_between_any_two_writes_misses_nobody_and_asks_nobody_twice_unmarked() {
+    let marks = [Mark::RepeatArrived, Mark::TakenForDead, Mark::GivenUp, Mark::Unreached, Mark::AnswerWon];
+    holds("crashing", crashing(), &marks);
+}
+
+#[test]
+fn a_stop_while_notices_are_asked_about_and_sent_misses_nobody() {
+    holds("stopping", stopping(), &[Mark::RepeatArrived, Mark::TakenForDead, Mark::Edited]);
+}
+
+#[test]
+fn a_crash_between_two_revisions_loses_neither() {
+    holds("crashing between revisions", crashing_between_revisions(), &[Mark::Superseded, Mark::TakenForDead]);
+}
+
+#[test]
+fn of_two_nodes_one_sends_and_the_old_owner_is_fenced() {
+    let marks = [Mark::Fenced, Mark::StaleSent, Mark::TakenForDead, Mark::ConfirmedLate, Mark::RepeatArrived];
+    holds("taking over", taking_over(), &marks);
+}
+
+#[test]
+fn of_two_nodes_one_accepts_an_answer() {
+    holds("taking over from who answers", taking_over_from_who_answers(), &[Mark::Fenced, Mark::AnswerWon]);
+}
+
+#[test]
+fn after_a_take_over_everybody_gets_time_to_come_back() {
+    holds("taking over who watch", taking_over_who_watch(), &[Mark::Fenced, Mark::HeldBackByCover, Mark::GraceRuns]);
+}
+
+#[test]
+fn a_skipped_recheck_is_found() {
+    assert_eq!(finds(Fault::Without(Guard::Recheck), sending_under_cover()), "no nag");
+}
+
+#[test]
+fn a_grace_restarted_by_newcomers_is_found() {
+    assert_eq!(finds(Fault::Without(Guard::GraceOrigin), watching()), "no miss for long");
+}
+
+#[test]
+fn a_key_without_revision_is_found() {
+    assert!(finds(Fault::Without(Guard::KeyRevision), answering()).starts_with("no miss"));
+}
+
+#[test]
+fn a_second_repeat_is_found() {
+    finds(Fault::Without(Guard::OneRepeat), sending());
+}
+
+#[test]
+fn an_answer_that_is_accepted_after_the_closing_is_found() {
+    assert_eq!(finds(Fault::Without(Guard::CompareAndSet), answering()), "one answer");
+}
+
+#[test]
+fn a_lease_that_is_not_written_before_sending_is_found() {
+    assert_eq!(finds(Fault::LeaseNotWritten, crashing()), "the second says so");
+}
+
+#[test]
+fn an_ignored_fence_is_found() {
+    finds(Fault::FenceIgnored, taking_over_from_who_answers());
+}
+
+#[test]
+fn that_nobody_asks_again_after_the_lease_is_found() {
+    assert_eq!(finds(Fault::OnlyAskedBeforeTheLease, sending_under_cover()), "no nag");
+}
+
+#[test]
+fn that_a_notice_is_dropped_where_its_session_has_no_owner_is_found() {
+    assert!(finds(Fault::DroppedForGood, stopping()).starts_with("no miss"));
+}
+
+#[test]
+fn that_a_message_is_sent_under_an_old_lease_is_found() {
+    assert_eq!(finds(Fault::OldLeaseUsed, taking_over()), "the second says so");
 }

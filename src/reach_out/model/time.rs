@@ -21,7 +21,7 @@ pub(super) const STEP_AFTER: Duration = TWO;
 /// The longest of the windows in which nobody is told.
 pub(super) const LONGEST_WINDOW: u8 = 2;
 /// How far back a time can matter.
-pub(super) const FAR: u32 = 4;
+pub(super) const FAR: u32 = 3;
 
 pub(super) fn at(tick: u32) -> Instant {
     static BASE: LazyLock<Instant> = LazyLock::new(|| Instant::now() + Duration::from_secs(1000));

@@ -6,11 +6,14 @@ use super::{
     ReachOut,
     dispatch::Attempt,
     time::{LONGEST_WINDOW, TICK, at},
-    world::{World, is_alive},
+    world::{Name, World, is_alive},
 };
 use crate::{
-    outbox::NoticeState,
-    reach_out::{Action, Why, ladder::Rung, told::Next},
+    outbox::{
+        NoticeKey, NoticeState,
+        modelled::{self, Record},
+    },
+    reach_out::{Action, Why, ladder::Rung},
 };
 
 /// The open revision, if a process that runs owns the session, and nobody covers or claims the question.
@@ -54,7 +57,7 @@ pub(super) fn is_missed(model: &ReachOut, world: &World) -> bool {
         return false;
     }
     let Some(revision) = nobody_has_it(world) else { return false };
-    let (decision, next, _) = owner.decide(model, world.now);
+    let (decision, ..) = owner.decide(model, world.now);
     let window =
         matches!(decision.why, Why::GraceAfterProof | Why::GraceBeforeRaising | Why::GraceAfterStart | Why::FirstLook);
     if let Action::LookAgain(Some(until)) = decision.action
@@ -63,19 +66,18 @@ pub(super) fn is_missed(model: &ReachOut, world: &World) -> bool {
         let now = at(world.now);
         return until <= now || until > now + TICK * u32::from(LONGEST_WINDOW);
     }
-    // Somebody works on it, or will: then it is told, or about to be.
-    let is_under_way = |(name, _, record): (&Arc<str>, _, &Arc<crate::outbox::modelled::Record>)| {
-        let confirmed = record.state() == NoticeState::Confirmed;
-        let next_try = process.schedule.contains_key(name) || process.attempts.contains_key(name);
-        is_alive(record.state()) && (confirmed || next_try)
+    // Somebody has it, or works on it, or will; where it is over, its owner is about to hear so.
+    let is_under_way = |(name, _, record): (&Name, NoticeKey, &Arc<Record>)| {
+        let goes_on = process.schedule.contains_key(name) || process.attempts.contains_key(name);
+        record.state() == NoticeState::Confirmed || goes_on
     };
     if world.engine.notices_of(revision).any(is_under_way) {
         return false;
     }
     let someone_is_left = model.tiers().iter().flatten().any(|target| {
         let key = super::owner::key(revision, target, Rung::default());
-        let state = world.engine.state_of(&crate::outbox::modelled::name(&key).into());
-        state.is_none()
+        let state = world.engine.state_of(&modelled::name(&key).into());
+        state.is_none_or(|state| state == NoticeState::Dropped)
     });
-    someone_is_left || !owner.unreached || !matches!(next, Next::NobodyLeft | Next::NoTarget)
+    someone_is_left || !owner.unreached
 }

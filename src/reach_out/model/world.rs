@@ -10,10 +10,11 @@ use onlooker_protocol::view::{GuardrailState, GuardrailView};
 use stateright::Property;
 
 use super::{
-    Act, Bounds, Fault, ReachOut,
+    Act, Bounds, ReachOut,
     dispatch::{Attempt, Due},
     owner::{Owner, Work},
     time::{at, ms, seen_at},
+    view,
 };
 use crate::{
     guardrail::Guardrail,
@@ -190,7 +191,7 @@ pub(super) enum Mark {
 }
 
 impl Mark {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Arrived => "a message arrives",
             Self::RepeatArrived => "a repeat arrives",
@@ -437,7 +438,7 @@ impl World {
             Act::Release(node) => self.release(node),
             Act::Write(node) => self.write(model, node),
             Act::WriteRefused(node) => self.write_refused(node),
-            Act::Begin(node, name) => self.begin_attempt(node, &name),
+            Act::Begin(node, name) => self.begin_attempt(model, node, &name),
             Act::Step(node, name) => self.step(model, node, &name),
             Act::Send(node, name, arrives) => self.send(model, node, &name, arrives),
             Act::Outcome(node, name, outcome) => self.outcome(model, node, &name, outcome),
@@ -465,6 +466,9 @@ impl World {
             Act::Thaw(node) => self.process(node).frozen = false,
         }
         self.settle(model);
+        if view::nobody_has_it(self).is_none() {
+            (self.seen.alone, self.seen.untried) = (0, 0);
+        }
     }
 
     pub(super) fn process(&mut self, node: usize) -> &mut Process {
@@ -517,11 +521,7 @@ impl World {
     fn come(&mut self, model: &ReachOut, who: usize, node: usize) {
         self.left.acts -= 1;
         let (able, now) = (model.bounds.able[who], self.now);
-        let owner = self.owner(node);
-        let id = owner.enter(able, now);
-        if model.has(Fault::NewcomersRestartTheGrace) {
-            owner.newcomer_at = Some(now);
-        }
+        let id = self.owner(node).enter(able, now);
         self.people[who] = Person { there: Some((node, id)), answers_pings: true, active: true, proved: 0 };
     }
 
@@ -576,18 +576,12 @@ impl Hash for World {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         self.left.hash(hasher);
         self.seen.hash(hasher);
-        for person in &self.people {
-            (person.there.map(|(node, _)| node), person.answers_pings, person.active, person.proved).hash(hasher);
+        // In the order in which they came; who has not come looks like all who have not.
+        let mut there: Vec<_> = self.people.iter().filter_map(|person| Some((person.there?, person))).collect();
+        there.sort_unstable_by_key(|(there, _)| *there);
+        for ((node, _), person) in there {
+            (node, person.answers_pings, person.active, person.proved).hash(hasher);
         }
-        // Subscriptions count by the order in which people came.
-        let mut ids: Vec<(usize, u64, usize)> = self
-            .people
-            .iter()
-            .enumerate()
-            .filter_map(|(who, person)| person.there.map(|(node, id)| (node, id, who)))
-            .collect();
-        ids.sort_unstable();
-        ids.iter().for_each(|(node, _, who)| (node, who).hash(hasher));
         for process in &self.nodes {
             process.is_some().hash(hasher);
             if let Some(process) = process {

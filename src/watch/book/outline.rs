@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use super::*;
 
 /// How far back a time can matter to anybody, in seconds. What is further back looks the same.
-const FAR: u64 = 4;
+const FAR: u64 = 3;
 
 /// A time as it is seen from another one, in seconds.
 fn seen(at: Instant, now: Instant) -> i64 {
