@@ -6,7 +6,7 @@ use std::{
 };
 
 use onlooker_protocol::view::{
-    GuardrailState, GuardrailView, ReachOutMode, Resolution, TaskStatus, WhyInputs, WhyView,
+    GuardrailState, GuardrailView, Outcome, ReachOutMode, Resolution, TaskStatus, WhyInputs, WhyView,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -425,6 +425,17 @@ impl Owner {
         let view = guardrail.view.clone();
         self.reaching.told.remove(&NoticeSubject::Guardrail { id: id.to_owned(), revision });
         let body = self.resolved_body(&view, &resolution);
+        self.close_notices(Closing { guardrail: id.to_owned(), revision, body }, Instant::now()).await;
+    }
+
+    /// A higher revision took the place of this one, of which nothing more is known. Messages that were told how it ended
+    /// are left alone.
+    pub(super) async fn notices_outlived(&mut self, id: &str, revision: u32) {
+        let Some(guardrail) = self.book.get(id) else { return };
+        let mut view = guardrail.view.clone();
+        (view.revision, view.state) = (revision, GuardrailState::Superseded);
+        let mut body = self.resolved_body(&view, &Self::unanswered(Outcome::Superseded, "runtime"));
+        body.insert("type".to_owned(), json!("guardrail.resolved"));
         self.close_notices(Closing { guardrail: id.to_owned(), revision, body }, Instant::now()).await;
     }
 

@@ -41,6 +41,7 @@ use crate::{
     ids::{self, SessionId},
     images::Placed,
     ingest::NewPicture,
+    outbox::NoticeSubject,
 };
 
 /// Sessions that are read at once.
@@ -327,6 +328,12 @@ impl Owner {
         if states.is_empty() {
             return Ok(());
         }
+        let is_older = |id: &str, revision| self.book.get(id).is_some_and(|last| last.view.revision > revision);
+        let outlived = states.iter().filter_map(|(key, ..)| match &key.subject {
+            NoticeSubject::Guardrail { id, revision } if is_older(id, *revision) => Some((id.clone(), *revision)),
+            NoticeSubject::Guardrail { .. } | NoticeSubject::Result { .. } => None,
+        });
+        let outlived: BTreeSet<(String, u32)> = outlived.collect();
         self.reaching.restore_notices(states);
         self.forget_told_results();
         let closed: Vec<String> = self
@@ -337,6 +344,9 @@ impl Owner {
             .collect();
         for id in closed {
             self.notices_closed(&id).await;
+        }
+        for (id, revision) in outlived {
+            self.notices_outlived(&id, revision).await;
         }
         Ok(())
     }

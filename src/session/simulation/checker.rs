@@ -330,13 +330,18 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// When a result was first seen by somebody, for certain.
-    fn seen_at(&self, due: &Due) -> Option<u64> {
+    /// When a result was first seen by somebody; `perhaps`: also by who left in the same instant.
+    fn seen_at(&self, due: &Due, perhaps: bool) -> Option<u64> {
         if matches!(due.subject, Subject::Question { .. }) {
             return None;
         }
         let counting = self.of_session(due.subject.session()).iter().filter(|counting| counting.results);
-        let proved = counting.filter_map(|counting| counting.covers(due.offset)).map(|(from, _)| from).min();
+        let last = |counting: &&Counting| counting.proofs.iter().any(|proof| *proof >= (counting.to, due.offset));
+        let seen = |counting: &Counting| {
+            let at_the_end = (perhaps && last(&counting)).then_some(counting.to);
+            counting.covers(due.offset).map(|(from, _)| from).or(at_the_end)
+        };
+        let proved = counting.filter_map(seen).min();
         let mut session = None;
         let read = self.trace.iter().find_map(|(at, event)| match event {
             Event::PollBegins { who, session: of, .. } if *of == due.subject.session() => {
@@ -386,7 +391,7 @@ impl<'a> Checker<'a> {
     fn check_nag(&mut self, due: &Due, excuses: &Excuses, sent: &[Message]) {
         let slack = 5 + self.lag();
         let (covered, surely, starts) = (excuses.cover.clone(), excuses.surely(), self.starts());
-        let seen = self.seen_at(due);
+        let seen = self.seen_at(due, false);
         for message in sent {
             let from = message.at.saturating_sub(slack);
             if self.trouble.meets(from, message.at + 1) {
@@ -407,6 +412,14 @@ impl<'a> Checker<'a> {
         }
     }
 
+    /// A task's questions end before its result counts as told of: where the engine keeps that waiting, its windows begin
+    /// afterwards.
+    fn late_first_look(&self, due: &Due) -> Spans {
+        let late = self.trouble.iter().find(|(from, to)| (*from..*to).contains(&due.raised));
+        let question = matches!(due.subject, Subject::Question { .. });
+        Spans::of(late.filter(|_| !question).map(|(_, to)| (due.raised, to + FIRST_LOOK)))
+    }
+
     /// That a result was seen is written down at once; a process that ends before that forgets it.
     fn is_kept(&self, seen: u64, at: u64) -> bool {
         let life = self.life_of(seen);
@@ -415,7 +428,8 @@ impl<'a> Checker<'a> {
 
     fn check_miss(&mut self, due: &Due, excuses: &Excuses, sent: &[Message]) {
         let quiet = excuses.surely().or(&excuses.held_perhaps).or(&self.trouble).or(&self.down());
-        let to_be_told = match self.seen_at(due) {
+        let quiet = quiet.or(&self.late_first_look(due));
+        let to_be_told = match self.seen_at(due, true) {
             Some(seen) => Spans::of([(due.raised, due.until.min(seen))]),
             None => Spans::of([(due.raised, due.until)]),
         };
@@ -491,6 +505,10 @@ impl<'a> Checker<'a> {
         };
         let since = since.unwrap_or_else(|| {
             let excused = excuses.surely().or(&others);
+            // What may have been excused until then was told at once.
+            if excused.has(at.saturating_sub(1)) {
+                return at;
+            }
             ended(&excused).filter(|ended| *ended > from).unwrap_or(from)
         });
         let ms = at.saturating_sub(since);
@@ -585,7 +603,7 @@ impl<'a> Checker<'a> {
                     let told = update.may_have_arrived() || is_gone;
                     update.kind == "update" && update.target == card.target && update.step == 0 && told
                 };
-                if !self.messages.iter().filter(of).any(|message| updated(&message)) {
+                if !self.messages.iter().filter(of).any(|message| updated(&message)) && !self.died_twice(due, card) {
                     let line =
                         format!("the card at {} of {:?} never says that it was closed", card.target, due.subject);
                     wrong.push(line);
@@ -594,6 +612,17 @@ impl<'a> Checker<'a> {
         }
         wrong.dedup();
         self.wrong.extend(wrong);
+    }
+
+    /// Two processes died with the update leased: for all that anybody knows it was sent twice.
+    fn died_twice(&self, due: &Due, card: &Message) -> bool {
+        let given_up = self.trace.iter().any(|(_, event)| match event {
+            Event::Kept { subject, target, update: Some(update), .. } => {
+                *subject == due.subject && *target == card.target && update == "given_up"
+            }
+            _ => false,
+        });
+        given_up && self.lives.iter().filter(|life| Some(life.1) >= due.closed && life.1 <= self.end).count() >= 2
     }
 
     fn check_answers(&mut self) {
@@ -637,7 +666,7 @@ impl<'a> Checker<'a> {
         for due in &self.dues {
             let question = matches!(due.subject, Subject::Question { .. });
             let known = self.modes.contains_key(&due.subject.session());
-            if due.until < self.end || !known || !self.is_wanted(&due.subject) || self.seen_at(due).is_some() {
+            if due.until < self.end || !known || !self.is_wanted(&due.subject) || self.seen_at(due, true).is_some() {
                 continue;
             }
             let excuses = self.excuses(due);
