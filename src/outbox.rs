@@ -336,14 +336,26 @@ impl Outbox {
                 Ok(Queued::New)
             }
             Err(conflict @ EngineError::Conflict { .. }) => {
-                let (mut version, mut notice) = self.shared.read(&name).await?.ok_or(conflict)?;
-                if notice.revive() {
-                    version = self.shared.engine.put(name.clone(), Some(version), notice.encode()).await?;
-                }
+                let (version, notice) = self.there(&name).await?.ok_or(conflict)?;
                 self.shared.take_up(name, &notice, version);
                 Ok(Queued::AlreadyThere(notice.opened.state()))
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// The notice of a key that has one. If a question's was dropped, it is wanted all the same.
+    async fn there(&self, name: &RecordKey) -> Result<Option<(Version, Notice)>, EngineError> {
+        loop {
+            let Some((version, mut notice)) = self.shared.read(name).await? else { return Ok(None) };
+            if !notice.revive() {
+                return Ok(Some((version, notice)));
+            }
+            match self.shared.engine.put(name.clone(), Some(version), notice.encode()).await {
+                Ok(version) => return Ok(Some((version, notice))),
+                Err(EngineError::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -581,7 +593,6 @@ fn listed(name: &RecordKey, notice: &Notice) -> ListedNotice {
         guardrail_id,
         revision,
         task,
-        step: Some(key.rung.step).filter(|step| *step > 0),
         notice: view(notice),
     }
 }

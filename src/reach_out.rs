@@ -138,6 +138,7 @@ impl Why {
 /// The first rule that fits.
 pub fn decide(inputs: &Inputs<'_>) -> Decision {
     rule_1_off_or_closed(inputs)
+        .or_else(|| result_proved(inputs))
         .or_else(|| rule_2_held(inputs))
         .or_else(|| rule_3_notified(inputs))
         .or_else(|| rule_4_covered(inputs))
@@ -164,6 +165,13 @@ fn rule_1_off_or_closed(inputs: &Inputs<'_>) -> Option<Decision> {
     }
 }
 
+/// A result that somebody has seen stays seen, also after they left, and whoever has control: that settles it before
+/// the other rules, for who has seen it is forgotten with the process.
+fn result_proved(inputs: &Inputs<'_>) -> Option<Decision> {
+    let seen = matches!(inputs.subject, Subject::Result { .. }) && inputs.presence.has_had(inputs.offset);
+    if seen { nothing(Why::ResultProved) } else { None }
+}
+
 fn rule_2_held(inputs: &Inputs<'_>) -> Option<Decision> {
     let until = inputs.held_until.filter(|until| inputs.now < *until)?;
     look_again(Some(until), Why::Held)
@@ -179,14 +187,10 @@ fn rule_3_notified(inputs: &Inputs<'_>) -> Option<Decision> {
 }
 
 fn rule_4_covered(inputs: &Inputs<'_>) -> Option<Decision> {
-    match inputs.subject {
-        Subject::Guardrail { .. } if inputs.is_covered() && !inputs.step_is_due() => {
-            look_again(inputs.presence.next_change.into_iter().chain(inputs.next_step).min(), Why::Covered)
-        }
-        // A result that somebody has seen stays seen, also after they left.
-        Subject::Result { .. } if inputs.presence.has_had(inputs.offset) => nothing(Why::ResultProved),
-        _ => None,
+    if !inputs.is_covered() || inputs.step_is_due() {
+        return None;
     }
+    look_again(inputs.presence.next_change.into_iter().chain(inputs.next_step).min(), Why::Covered)
 }
 
 /// The three origins of a grace, and no others: a newcomer without proof never moves one.
@@ -217,7 +221,7 @@ fn had_it(inputs: &Inputs<'_>, departure: &Departure) -> bool {
     departure.proved >= Some(inputs.offset) || sabotage::is_off(Guard::GraceOrigin)
 }
 
-/// 5 s after the last able watcher left, if that was abnormally and before the raising.
+/// 5 s after the last able watcher left (for a result: the last one), if that was abnormally and before the raising.
 fn grace_before_raising(inputs: &Inputs<'_>) -> Option<Instant> {
     let last = inputs
         .presence
@@ -225,7 +229,7 @@ fn grace_before_raising(inputs: &Inputs<'_>) -> Option<Instant> {
         .iter()
         .filter(|departure| relevant(inputs, departure.able) && departure.at <= inputs.raised_at)
         .max_by_key(|departure| departure.at)?;
-    let was_last = last.last_able || !inputs.presence_must_be_able();
+    let was_last = if inputs.presence_must_be_able() { last.last_able } else { last.last };
     (last.leave == Leave::Abnormal && was_last).then_some(last.at + inputs.windows.grace)
 }
 

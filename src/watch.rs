@@ -92,6 +92,8 @@ pub struct Departure {
     pub proved: Option<u64>,
     /// It was the last able watcher that was there.
     pub last_able: bool,
+    /// It was the last watcher that was there, able or not.
+    pub last: bool,
 }
 
 /// A current watcher.

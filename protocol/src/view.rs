@@ -437,9 +437,6 @@ pub struct ListedNotice {
     /// Of a notice about a result, whose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
-    /// The step of the ladder; absent on the first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub step: Option<u32>,
 }
 
 /// Everything about why somebody was or was not contacted for a guardrail.

@@ -87,7 +87,7 @@ impl ChatDesk {
     fn refuse(&self, said: &Said, why: &'static str, text: impl Into<String>) -> Reply {
         self.services().metrics.callback_refused(said.connector, why);
         tracing::info!(chat = said.connector, why, "what was said in a chat was refused");
-        Reply::text(text)
+        Reply::refused(text)
     }
 
     async fn understand(&self, said: &Said) -> Heard {

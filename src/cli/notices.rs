@@ -101,13 +101,13 @@ fn show(notice: &Value, json: bool) -> Result<(), Failure> {
 }
 
 fn line(listed: &ListedNotice) -> String {
-    let ListedNotice { notice, session, guardrail_id, revision, task, step, .. } = listed;
+    let ListedNotice { notice, session, guardrail_id, revision, task, .. } = listed;
     let about = match (guardrail_id, task) {
         (Some(id), _) => format!("guardrail {} revision {}", plain(id), revision.unwrap_or(1)),
         (None, Some(task)) => format!("result of task {}", plain(task)),
         (None, None) => "nothing that is known here".to_owned(),
     };
-    let step = step.map(|step| format!(", step {step}")).unwrap_or_default();
+    let step = notice.step.map(|step| format!(", step {step}")).unwrap_or_default();
     let tries = if notice.attempts == 1 { "1 try".to_owned() } else { format!("{} tries", notice.attempts) };
     let error = notice.error.as_deref().map(|error| format!("; {}", plain(error))).unwrap_or_default();
     let next = notice.next_try_in_ms.map(|ms| format!("; again in {:.1} s", ms as f64 / 1000.0)).unwrap_or_default();

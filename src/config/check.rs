@@ -61,6 +61,7 @@ impl Config {
         let telegram = self.telegram.token.as_ref().map(|_| "telegram");
         let slack = self.slack.bot_token.as_ref().map(|_| "slack");
         let chats: Vec<&str> = telegram.into_iter().chain(slack).chain(chats.iter().copied()).collect();
+        let shortened = |target: &str| target.chars().take(64).collect::<String>();
         for target in self.reach_out.ladder.iter().flat_map(|step| &step.targets) {
             match target.split_once(':') {
                 None if target == "linked" || target == "default" => {}
@@ -69,12 +70,18 @@ impl Config {
                     return Err("the ladder names `webhook`, but no `notify_webhook` is set".to_owned());
                 }
                 Some((chat, address)) if chats.contains(&chat) && !address.trim().is_empty() => {}
+                Some(("telegram", _)) if telegram.is_none() => {
+                    return Err(format!("the ladder's target `{}` needs `telegram.token`", shortened(target)));
+                }
+                Some(("slack", _)) if slack.is_none() => {
+                    return Err(format!("the ladder's target `{}` needs `slack.bot_token`", shortened(target)));
+                }
                 _ => {
                     let known = chats.iter().map(|chat| format!(", `{chat}:<address>`")).collect::<String>();
                     return Err(format!(
                         "the ladder's target `{}` reaches nobody; a target is `linked`, `default`, `webhook`{known}, and \
                          other chats once they are configured",
-                        target.chars().take(64).collect::<String>()
+                        shortened(target)
                     ));
                 }
             }
@@ -270,7 +277,8 @@ mod tests {
                 "`slack.signing_secret` is needed",
             ),
             (|c| c.reach_out.ladder = vec![step("webhook")], "no `notify_webhook` is set"),
-            (|c| c.reach_out.ladder = vec![step("telegram:1")], "`telegram:1` reaches nobody"),
+            (|c| c.reach_out.ladder = vec![step("telegram:1")], "`telegram:1` needs `telegram.token`"),
+            (|c| c.reach_out.ladder = vec![step("slack:C1")], "`slack:C1` needs `slack.bot_token`"),
             (|c| c.reach_out.ladder = vec![step("everybody")], "`everybody` reaches nobody"),
         ];
         for (change, message) in table {

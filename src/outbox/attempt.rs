@@ -29,6 +29,9 @@ use crate::{
 const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The shortest wait after a verdict, so that a confused owner costs no processor.
 const LOOK_AGAIN_MIN: Duration = Duration::from_millis(50);
+/// An update is not too old before it was tried this often: a clock that was set forward is no reason to leave buttons
+/// behind that no longer work.
+const UPDATE_TRIES: u32 = 10;
 const ENGINE_WAIT_FIRST: Duration = Duration::from_millis(100);
 const ENGINE_WAIT_LONGEST: Duration = Duration::from_secs(5);
 
@@ -163,7 +166,7 @@ impl Attempt {
         let key = notice.key(self.name.session);
         if !notice.asks() {
             let age = Duration::from_millis(wall_ms().saturating_sub(notice.current().at_ms));
-            if age <= self.shared.times.retention {
+            if age <= self.shared.times.retention || notice.current().attempts < UPDATE_TRIES {
                 return Ok(None);
             }
             notice.give_update_up();
@@ -171,7 +174,12 @@ impl Attempt {
             tracing::warn!(notice.id = notice.current().id, notice.target = key.target, "update given up, too old");
             return Ok(Some(Pass::Done(None)));
         }
-        match self.recheck(&key).await {
+        let verdict = match self.recheck(&key).await {
+            // Owners end while the gateway stops. That is not their word that nobody needs it.
+            Verdict::Drop if self.stop.soft.is_cancelled() => Verdict::LookAgain(Duration::ZERO),
+            verdict => verdict,
+        };
+        match verdict {
             Verdict::Send => Ok(None),
             Verdict::LookAgain(wait) => {
                 let mut at_version = version;

@@ -50,7 +50,8 @@ impl Dispatcher {
     /// Runs until `shutdown`; then nothing new is sent, and what is under way gets 5 s. Dropping the future is as a
     /// crash: leases stay and are found by the next one.
     pub async fn run(self, owners: Arc<dyn Owners>, shutdown: CancellationToken) {
-        let stop = Stop::default();
+        // The same token: who is asked whether a notice is wanted may end before this task runs again.
+        let stop = Stop { soft: shutdown.clone(), ..Stop::default() };
         let mut run = Run {
             shared: self.shared,
             owners,

@@ -522,8 +522,8 @@ impl Notice {
     pub(super) fn outline(&self, now_ms: u64) -> impl std::hash::Hash + use<> {
         let of = |delivery: &Delivery| {
             let stage = match delivery.stage.clone() {
-                Stage::Failed { not_before_ms, rejected, wait_ms } => {
-                    Stage::Failed { not_before_ms: not_before_ms.saturating_sub(now_ms), rejected, wait_ms }
+                Stage::Failed { not_before_ms, wait_ms, rejected } => {
+                    Stage::Failed { not_before_ms: not_before_ms.saturating_sub(now_ms), wait_ms, rejected }
                 }
                 stage => stage,
             };

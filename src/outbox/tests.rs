@@ -325,6 +325,65 @@ async fn a_notice_that_is_no_longer_wanted_at_sending_is_not_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_notice_that_was_dropped_is_sent_when_it_is_wanted_all_the_same() {
+    let (target, owner) = (Target::new(&[], Act::Confirm), Owner::new(Verdict::Drop));
+    let engine: Arc<dyn Engine> = Arc::new(memory());
+    let running = Running::start(&engine, &[("t", &target)], &owner);
+    running.outbox.queue(draft("t")).await.unwrap();
+    owner.told(NoticeState::Dropped).await;
+    *owner.verdict.lock().unwrap() = Verdict::Send;
+    let again = running.outbox.queue(draft("t")).await.unwrap();
+    assert_eq!(again, Queued::AlreadyThere(NoticeState::Queued));
+    owner.told(NoticeState::Confirmed).await;
+    assert_eq!(target.seen().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_notice_whose_owner_ends_with_the_gateway_is_not_dropped() {
+    /// Ends when the gateway stops, as owners of sessions do.
+    struct Ending(CancellationToken);
+
+    impl Owners for Ending {
+        fn recheck<'a>(&'a self, _: &'a NoticeKey) -> BoxFuture<'a, Verdict> {
+            async move {
+                self.0.cancelled().await;
+                Verdict::Drop
+            }
+            .boxed()
+        }
+
+        fn settled<'a>(&'a self, _: &'a NoticeKey, _: NoticeState) -> BoxFuture<'a, ()> {
+            async {}.boxed()
+        }
+    }
+
+    let (engine, shutdown) = (Arc::new(memory()) as Arc<dyn Engine>, CancellationToken::new());
+    let (outbox, dispatcher) = Outbox::new(Arc::clone(&engine), Notifiers::default(), OutboxTimes::default());
+    let task = tokio::spawn(dispatcher.run(Arc::new(Ending(shutdown.clone())), shutdown.clone()));
+    outbox.queue(draft("t")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    shutdown.cancel();
+    task.await.unwrap();
+    assert_eq!(outbox.state(&key("t")).await.unwrap(), Some(NoticeState::Queued));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_is_sent_although_the_clock_was_set_forward() {
+    let (target, owner) = (Target::new(&[Act::Confirm, Act::Refuse], Act::Confirm), Owner::new(Verdict::Send));
+    let engine: Arc<dyn Engine> = Arc::new(memory());
+    let running = Running::start(&engine, &[("t", &target)], &owner);
+    let wall = crate::clock::now();
+    crate::clock::pretended::set(wall);
+    running.outbox.queue(draft("t")).await.unwrap();
+    owner.told(NoticeState::Confirmed).await;
+    running.outbox.close(key("t").session, "g1", 1, body("guardrail.resolved")).await.unwrap();
+    target.seen_times(2).await;
+    crate::clock::pretended::set(wall + Duration::from_secs(3 * 3600));
+    assert_eq!(kind(&target.seen_times(3).await[2].0), "guardrail.resolved");
+    crate::clock::pretended::end();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_covered_notice_waits_and_queueing_it_again_asks_at_once() {
     let owner = Owner::new(Verdict::LookAgain(Duration::from_secs(900)));
     let target = Target::new(&[], Act::Confirm);

@@ -47,7 +47,7 @@ fn present(watchers: &[Watcher]) -> Presence {
 }
 
 fn left(at_ms: i64, leave: Leave, able: bool, proved: Option<u64>) -> Departure {
-    Departure { at: at(at_ms), leave, able, proved, last_able: able }
+    Departure { at: at(at_ms), leave, able, proved, last_able: able, last: true }
 }
 
 fn departed(departures: &[Departure]) -> Presence {
@@ -268,10 +268,25 @@ fn every_reason_names_its_rule_and_says_it_in_a_sentence() {
     }
 }
 
+#[test]
+fn a_result_that_was_seen_while_somebody_has_control_is_settled() {
+    let seen = Presence { results_proved: Some(OFFSET), ..Presence::default() };
+    let held = Inputs { held_until: Some(at(1_000)), ..inputs(0, RESULT, &seen) };
+    assert_decides(&held, Action::Nothing, Why::ResultProved);
+}
+
+#[test]
+fn who_left_although_others_stayed_leaves_no_grace_for_a_result() {
+    let before = left(-1_000, Leave::Abnormal, false, None);
+    assert_decides(&inputs(0, RESULT, &departed(&[before])), look(4_000), Why::GraceBeforeRaising);
+    let others_stayed = departed(&[Departure { last: false, ..before }]);
+    assert_decides(&inputs(0, RESULT, &others_stayed), Action::Send, Why::NobodyLooks);
+}
+
 fn any_departure() -> impl Strategy<Value = Departure> {
     let leave = prop_oneof![Just(Leave::Clean), Just(Leave::Abnormal)];
     (-20_000..20_000i64, leave, any::<bool>(), proptest::option::of(0..12u64), any::<bool>()).prop_map(
-        |(ms, leave, able, proved, last)| Departure { last_able: able && last, ..left(ms, leave, able, proved) },
+        |(ms, leave, able, proved, last)| Departure { last_able: able && last, last, ..left(ms, leave, able, proved) },
     )
 }
 

@@ -71,7 +71,7 @@ impl Told {
         }
     }
 
-    /// A notice that was written changed its state.
+    /// A notice that was written changed its state. One that was dropped may be asked for again.
     pub fn settled(&mut self, target: &str, rung: Rung, state: NoticeState) {
         let key = (target.to_owned(), rung);
         if state == NoticeState::Dropped {
@@ -100,7 +100,8 @@ impl Told {
 
     /// Somebody has it, and nobody else is still to get it.
     pub fn is_done(&self) -> bool {
-        self.is_confirmed() && self.notices.values().all(|state| *state == NoticeState::Confirmed || is_dead(*state))
+        let over = |state: &NoticeState| *state == NoticeState::Confirmed || is_dead(*state);
+        self.is_confirmed() && self.notices.values().all(over)
     }
 
     fn first(&self, target: &str) -> Option<NoticeState> {

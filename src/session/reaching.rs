@@ -91,8 +91,6 @@ impl Reaching {
             let at = now.checked_sub(Duration::from_millis(wall.saturating_sub(at_ms))).unwrap_or(now);
             self.told.entry(key.subject).or_default().restored(&key.target, key.rung, state, at);
         }
-        let told = &self.told;
-        self.results.retain(|result| !told.get(&result.subject()).is_some_and(Told::is_done));
     }
 
     fn is_told(&self, subject: &NoticeSubject) -> bool {
@@ -404,11 +402,18 @@ impl Owner {
     pub(super) fn notice_settled(&mut self, key: &NoticeKey, state: NoticeState) {
         let Some(told) = self.reaching.told.get_mut(&key.subject) else { return };
         told.settled(&key.target, key.rung, state);
-        if let NoticeSubject::Result { task } = &key.subject
-            && told.is_done()
-        {
-            self.reaching.results.retain(|result| result.task != *task);
-        }
+        self.forget_told_results();
+    }
+
+    /// Nobody is still to be told of these.
+    pub(super) fn forget_told_results(&mut self) {
+        let is_done = |result: &ResultDue| {
+            let told = self.reaching.told.get(&result.subject());
+            told.is_some_and(Told::is_done) && self.missing(&result.subject()).is_empty()
+        };
+        let done: Vec<String> =
+            self.reaching.results.iter().filter(|result| is_done(result)).map(|result| result.task.clone()).collect();
+        self.reaching.results.retain(|result| !done.contains(&result.task));
     }
 
     /// Its messages say how it ended; nobody is contacted for it any more.

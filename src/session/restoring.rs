@@ -328,6 +328,7 @@ impl Owner {
             return Ok(());
         }
         self.reaching.restore_notices(states);
+        self.forget_told_results();
         let closed: Vec<String> = self
             .book
             .iter()

@@ -362,7 +362,8 @@ impl Book {
     /// Remembers that a watcher stopped being one. It is no longer counted when this is called.
     fn depart(&mut self, at: Instant, leave: Leave, able: bool, proved: Option<u64>) {
         let last_able = able && self.able.total == 0;
-        self.departures.add(Departure { at, leave, able, proved, last_able }, self.times.remember);
+        let last = self.able.total == 0 && self.others.total == 0;
+        self.departures.add(Departure { at, leave, able, proved, last_able, last }, self.times.remember);
     }
 }
 
@@ -401,6 +402,9 @@ impl Poller {
     }
 }
 
+/// How it left, and whether it was able, the last able one, and the last one.
+type Nature = (bool, bool, bool, bool);
+
 /// Those who left, as far as that can still matter: of the same nature, a later one with at least the same proof
 /// replaces an earlier one, unless something was raised between the two.
 ///
@@ -408,7 +412,7 @@ impl Poller {
 #[derive(Clone, Default)]
 struct Departures {
     /// With their numbers in the order in which they left, which at one instant times do not tell.
-    by_nature: BTreeMap<(bool, bool, bool), VecDeque<(u64, Departure)>>,
+    by_nature: BTreeMap<Nature, VecDeque<(u64, Departure)>>,
     next: u64,
     /// When a question was last raised, or a task last ended.
     raised: Option<Instant>,
@@ -418,7 +422,7 @@ impl Departures {
     fn add(&mut self, departure: Departure, remember: std::time::Duration) {
         let raised_between =
             |old: &Departure| self.raised.is_some_and(|raised| old.at <= raised && raised < departure.at);
-        let nature = (departure.leave == Leave::Abnormal, departure.able, departure.last_able);
+        let nature = (departure.leave == Leave::Abnormal, departure.able, departure.last_able, departure.last);
         let queue = self.by_nature.entry(nature).or_default();
         let is_replaced = |old: &Departure| departure.at >= old.at && departure.proved >= old.proved;
         while queue.back().is_some_and(|(_, old)| is_replaced(old) && !raised_between(old)) {

@@ -7,6 +7,9 @@
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the right answer, also outside of the test functions")]
 #![expect(unreachable_pub, reason = "modules of one test binary")]
 
+#[path = "../../src/chat/telegram/tests/fake.rs"]
+mod telegram;
+
 mod checker;
 mod disk_faults;
 mod driver;

@@ -318,6 +318,8 @@ async fn a_result_is_a_reply_to_the_card_that_was_answered_there() {
     let card = scene.hall.parley.newest("ann-chat", 1).await;
     scene.hall.tap("ann", &card, "Approve").await;
     scene.hall.parley.reads(&card.id, "Answered").await;
+    let taken = json!({ "guardrailId": "g", "revision": 1 });
+    scene.runtime.publish(&scene.session, "guardrail_taken", taken).await;
     scene.runtime.publish(&scene.session, "task_completed", json!({ "message": "The lamp is bought" })).await;
     let result = scene.hall.parley.newest("ann-chat", 2).await;
     assert_eq!((result.under.as_deref(), result.card.text.as_str()), (Some(&*card.id), "The lamp is bought"));

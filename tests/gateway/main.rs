@@ -29,6 +29,7 @@ mod secrecy;
 mod slow;
 mod socketio;
 mod task_webhooks;
+mod telegram;
 mod view;
 mod watching;
 mod webrun;

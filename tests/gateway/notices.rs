@@ -5,6 +5,8 @@ use std::{sync::Arc, time::Duration};
 use onlooker::{
     config::{Config, key::Scope},
     engine::{Engine, memory::MemoryEngine},
+    notifier::Delivery,
+    reach_out::ladder::Step,
 };
 use onlooker_protocol::{
     notice::{Notice, NoticeType},
@@ -13,7 +15,11 @@ use onlooker_protocol::{
 };
 use serde_json::{Value, json};
 
-use crate::{doors::add_key, harness::*};
+use crate::{
+    doors::add_key,
+    harness::*,
+    parley::{Hall, for_chats},
+};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -184,7 +190,8 @@ async fn the_notices_of_closed_questions_and_ended_sessions_are_known_after_a_re
 
     let gateway = TestGateway::on(config, engine).await;
     let mut after = ids(&gateway, "", None).await;
-    (before.sort_unstable(), after.sort_unstable());
+    before.sort_unstable();
+    after.sort_unstable();
     assert_eq!(after, before);
     for id in after {
         let (status, refusal) = gateway.post(&format!("/v1/notices/{id}/retry"), json!({})).await;
@@ -286,4 +293,58 @@ async fn a_wish_for_silence_holds_back_the_notices_of_every_session() {
     assert!(begun.elapsed() >= Duration::from_secs(2));
     assert_eq!(gateway.metric("onlooker_notices{state=\"refused\"}").await, 1.0, "nobody else ran into it");
     gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_chat_gets_the_last_picture_that_everybody_may_see_and_none_during_a_sensitive_window() {
+    let hall = Hall::open(for_chats()).await;
+    hall.link(("ann-chat", "ann"), None).await;
+    let mut runtime = hall.gateway.runtime().await;
+    let (session, _) = runtime.open(OpenSession::default()).await;
+    runtime.ask(&session, "without", json!({})).await;
+    assert_eq!(hall.parley.newest("ann-chat", 1).await.picture, None, "there is none yet");
+    runtime.publish_picture(&session, b"\x89PNG old").await;
+    runtime.publish_picture(&session, b"\x89PNG new").await;
+    runtime.ask(&session, "with", json!({})).await;
+    let shown = hall.parley.newest("ann-chat", 2).await.picture.expect("it has a picture");
+    let url = format!("{}/v1/sessions/{session}/pictures/{shown}", hall.gateway.url);
+    assert_eq!(&*hall.gateway.http.get(url).send().await.unwrap().bytes().await.unwrap(), b"\x89PNG new");
+
+    runtime.publish(&session, "sensitive", json!({ "on": true })).await;
+    runtime.publish_picture(&session, b"\x89PNG secret").await;
+    runtime.ask(&session, "during", json!({})).await;
+    assert_eq!(hall.parley.newest("ann-chat", 3).await.picture, None);
+    runtime.publish(&session, "sensitive", json!({ "on": false })).await;
+    runtime.ask(&session, "after", json!({})).await;
+    assert_eq!(hall.parley.newest("ann-chat", 4).await.picture, Some(shown), "none of the window, ever");
+    hall.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_step_of_the_ladder_is_listed_as_one_and_a_chat_that_wants_silence_holds_up_no_other() {
+    let mut config = for_chats();
+    let step =
+        Step { after: Duration::from_millis(100), targets: vec!["parley:late".into()], repeat: 0, project: None };
+    config.reach_out.ladder = vec![step];
+    let hall = Hall::open(config).await;
+    for person in [("ann-chat", "ann"), ("bob-chat", "bob")] {
+        hall.link(person, None).await;
+    }
+    let error = "too much".to_owned();
+    hall.parley.breaks("ann-chat", Delivery::Refused { error, retry_after: Some(LONG) });
+    let mut runtime = hall.gateway.runtime().await;
+    for nth in 1..=3 {
+        let (session, _) = runtime.open(OpenSession::default()).await;
+        runtime.ask(&session, "g", json!({})).await;
+        hall.parley.newest("bob-chat", nth).await;
+        hall.parley.newest("late", nth).await;
+    }
+    let (_, list) = hall.gateway.get("/v1/notices").await;
+    let listed: Vec<ListedNotice> = serde_json::from_value(list["notices"].clone()).unwrap();
+    let of = |target: &str| listed.iter().filter(|listed| listed.notice.target == target).collect::<Vec<_>>();
+    assert!(of("parley:late").iter().all(|listed| listed.notice.step == Some(1)));
+    assert!(of("parley:bob-chat").iter().all(|listed| listed.notice.step.is_none()));
+    let states: Vec<_> = of("parley:ann-chat").iter().map(|listed| listed.notice.state.clone()).collect();
+    assert_eq!(states, ["queued", "queued", "failed"], "only the first ran into it: {list}");
+    hall.gateway.stop().await;
 }

@@ -33,6 +33,8 @@ pub struct Lying {
     pub notice: Notice,
     /// The message that it is a reply to.
     pub under: Option<String>,
+    /// The picture that came with it.
+    pub picture: Option<String>,
     /// How often it was changed.
     pub edits: usize,
 }
@@ -105,7 +107,16 @@ impl Notifier for Parley {
             }
             let id = format!("{}#{}", message.address, messages.len() + 1);
             let under = message.thread.clone().map(|Receipt(id)| id);
-            messages.push(Lying { id: id.clone(), chat: message.address.clone(), card, notice, under, edits: 0 });
+            let picture = message.extras.picture.as_ref().map(|picture| picture.id.to_string());
+            messages.push(Lying {
+                id: id.clone(),
+                chat: message.address.clone(),
+                card,
+                notice,
+                under,
+                picture,
+                edits: 0,
+            });
             Delivery::Shown(Receipt(id))
         })
     }

@@ -19,7 +19,9 @@ const NAME: usize = 64;
 /// Of what a button carries, in bytes: what is longer was not carried by one.
 const MARK: usize = 64;
 /// Commands that bring a code: the first is what a link to the bot makes (`t.me/bot?start=CODE`).
-const COMMANDS: &[&str] = &["start", "link"];
+const WITH_CODE: &[&str] = &["start", "link"];
+/// Those that are heard in groups beside them.
+const OTHERS: &[&str] = &["links", "status", "unlink", "stop"];
 
 #[derive(Deserialize)]
 pub(super) struct Update {
@@ -137,21 +139,26 @@ impl Message {
         let to = self.reply_to_message.as_deref().filter(ours).map(Message::place);
         let text = match self.chat.kind.as_str() {
             _ if to.is_some() => self.text,
-            "private" => Some(self.text.map(|text| code(&text, me).unwrap_or(text))?),
-            "group" | "supergroup" => Some(code(&self.text?, me)?),
+            "private" => Some(self.text.map(|text| command(&text, me).unwrap_or(text))?),
+            "group" | "supergroup" => Some(command(&self.text?, me)?),
             _ => return None,
         };
         Some(Words { by, chat: self.chat.id, message_id: self.message_id, to, text })
     }
 }
 
-/// What follows one of our commands; `None` for other texts, and for commands to another bot.
-fn code(text: &str, me: &Me) -> Option<String> {
+/// One of our commands: itself, or the code that it brings. `None` for other texts, and for commands to another bot.
+fn command(text: &str, me: &Me) -> Option<String> {
     let (command, rest) = text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
     let (name, bot) = command.strip_prefix('/')?.split_once('@').unwrap_or((&command[1..], ""));
     let for_us = bot.is_empty() || me.username.is_empty() || bot.eq_ignore_ascii_case(&me.username);
-    let known = COMMANDS.iter().any(|known| name.eq_ignore_ascii_case(known));
-    (for_us && known).then(|| rest.trim().to_owned())
+    let is_of = |known: &[&str]| known.iter().any(|known| name.eq_ignore_ascii_case(known));
+    match rest.trim() {
+        _ if !for_us => None,
+        code if is_of(WITH_CODE) => Some(code.to_owned()),
+        "" if is_of(OTHERS) => Some(format!("/{name}")),
+        _ => None,
+    }
 }
 
 impl User {
@@ -198,7 +205,10 @@ mod tests {
             assert_eq!(told("private", text).as_deref(), Some("K7"), "{text}");
             assert_eq!(told("supergroup", text).as_deref(), Some("K7"), "{text}");
         }
-        for text in ["K7", "/help", "/start@other_bot K7", "/started K7", "/"] {
+        for text in ["/unlink", "/Links"] {
+            assert_eq!(told("group", &format!("{text}@watch_bot")).as_deref(), Some(text));
+        }
+        for text in ["K7", "/help", "/start@other_bot K7", "/unlink@other_bot", "/stop it", "/started K7", "/"] {
             assert_eq!(told("private", text).as_deref(), Some(text));
             assert_eq!(told("group", text), None, "{text}");
         }

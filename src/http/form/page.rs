@@ -57,7 +57,7 @@ pub(super) fn form(view: &GuardrailView, session: &str, seal: &str, again: &Agai
     main += "<dl>";
     fact(&mut main, "Site", view.domain.as_deref());
     fact(&mut main, "Session", Some(session));
-    fact(&mut main, "Answer until", view.expires_at.get(11..16).map(|minute| format!("{minute} UTC")).as_deref());
+    fact(&mut main, "Answer until", until(&view.expires_at).as_deref());
     main += "</dl>\n";
     main += &format!("<p class=\"question\" dir=\"auto\">{}</p>\n", escaped(&view.value));
     if let Some(said) = &view.website_error {
@@ -89,6 +89,11 @@ fn page(title: &str, main: &str) -> String {
     let (before, rest) = PAGE.split_once("{{title}}").expect("the page has a title");
     let (between, after) = rest.split_once("{{main}}").expect("the page has a middle");
     [before, &escaped(title), between, main, after].concat()
+}
+
+/// The day and minute of an RFC 3339 time.
+fn until(time: &str) -> Option<String> {
+    Some(format!("{} {} UTC", time.get(..10)?, time.get(11..16)?))
 }
 
 fn fact(main: &mut String, name: &str, value: Option<&str>) {
@@ -226,7 +231,7 @@ mod tests {
 
     use super::*;
 
-    fn view(more: serde_json::Value) -> GuardrailView {
+    fn view(more: &serde_json::Value) -> GuardrailView {
         let mut view = json!({
             "session": "s", "guardrailId": "g", "revision": 1, "asked": 1, "kind": "login", "value": "Log in",
             "state": "open", "openedAt": "2026-03-01T03:00:00.000Z", "expiresAt": "2026-03-02T03:00:00.000Z",
@@ -241,7 +246,7 @@ mod tests {
     #[test]
     fn nothing_from_outside_becomes_markup_or_a_place_of_the_page() {
         let evil = "</title><script>{{main}}{{title}}\" onfocus='x' \u{202e}&";
-        let view = view(json!({
+        let view = view(&json!({
             "value": evil, "domain": evil, "websiteError": evil,
             "fields": [{ "id": evil, "label": evil, "hint": evil, "type": evil, "secret": false }],
             "choices": [{ "id": evil, "label": evil }],
@@ -272,7 +277,7 @@ mod tests {
 
     #[test]
     fn what_was_typed_is_shown_again_unless_it_is_secret() {
-        let view = view(json!({ "fields": [{ "id": "user", "secret": false }, { "id": "password" }] }));
+        let view = view(&json!({ "fields": [{ "id": "user", "secret": false }, { "id": "password" }] }));
         let wrong = Wrong { fields: vec![(1, "This is needed.")], ..Wrong::default() };
         let values = vec![Some("ann".to_owned()), Some("hunter2".to_owned())];
         let page = form(&view, "s", "seal", &Again { values, wrong, ..Again::default() });

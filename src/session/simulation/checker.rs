@@ -15,6 +15,7 @@ use super::{
     trace::{Attention, Event, Nth, Outcome, Subject},
     world::reaches_out,
 };
+use crate::notifier::split_target;
 
 const LIVE: u64 = 20_000;
 const LEASE: u64 = 30_000;
@@ -26,8 +27,8 @@ const CLAIM_GRACE: u64 = 5_000;
 const CONTROL: u64 = 60_000;
 /// Waits that are under way when an engine comes back.
 const AFTER_TROUBLE: u64 = 6_000;
-/// Sends that one target, and all together, get at once.
-const AT_ONCE: (usize, usize) = (4, 16);
+/// Sends that one target, and all of one chat, get at once.
+const AT_ONCE: (usize, usize) = (8, 16);
 
 type At = (u64, Event);
 
@@ -105,6 +106,8 @@ struct Message {
     outcome: Option<Outcome>,
     /// When it was over, one way or the other.
     over: u64,
+    /// For how long after that the other end wants to hear nothing, and whether at any address.
+    wish: (u64, bool),
 }
 
 impl Message {
@@ -233,11 +236,16 @@ impl<'a> Checker<'a> {
             let again = |event: &Event| matches!(event, Event::ClaimAsked { by: other, .. } if other == by);
             let next = self.trace[index + 1..].iter().find(|(_, event)| again(event)).map_or(self.end, |at| at.0);
             let mine = |event: &Event| matches!(event, Event::Claimed { by: other, .. } if other == by);
-            let granted = told(&mine).filter(|at| *at <= life.1 && *at <= next);
+            let answer = after().find(|(_, event)| mine(event)).filter(|answer| answer.0 <= life.1.min(next));
+            if matches!(answer, Some((_, Event::Claimed { granted: false, .. }))) {
+                continue;
+            }
+            let granted = answer.map(|answer| answer.0);
             let release = |event: &Event| matches!(event, Event::ReleaseAsked { by: other, subject: of } if other == by && of == subject);
             let lost = |event: &Event| matches!(event, Event::ConnectionLost { by: other } if other == by);
             let mut maybe = (*asked, granted.unwrap_or(life.1) + length_ms);
-            let mut surely = (granted.unwrap_or(u64::MAX), *asked + length_ms);
+            // In the millisecond of its granting, what was decided just before is sent.
+            let mut surely = (granted.map_or(u64::MAX, |at| at + 1), *asked + length_ms);
             surely.1 = surely.1.min(told(&release).unwrap_or(u64::MAX)).min(next);
             if *connection {
                 let left = told(&lost).unwrap_or(u64::MAX).saturating_add(CLAIM_GRACE).min(life.1);
@@ -347,11 +355,14 @@ impl<'a> Checker<'a> {
             let full = |at: u64| all.iter().filter(|(from, to)| (*from..=*to).contains(&at)).count() >= most;
             Spans::of(all.iter().filter(|(from, _)| full(*from)).map(|(from, to)| (*from, to + 2_000)))
         };
-        let of = |target: Option<&str>| {
-            let messages = self.messages.iter().filter(|message| target.is_none_or(|target| message.target == target));
-            messages.map(|message| (message.at, message.over)).collect::<Vec<_>>()
-        };
-        flights(of(Some(target)), AT_ONCE.0).or(&flights(of(None), AT_ONCE.1))
+        let same_chat = |message: &&Message| split_target(&message.target).0 == split_target(target).0;
+        let chat: Vec<&Message> = self.messages.iter().filter(same_chat).collect();
+        let flight = |message: &&Message| (message.at, message.over);
+        let own = chat.iter().copied().filter(|message| message.target == target);
+        let silent = chat.iter().filter(|message| message.wish.0 > 0 && (message.wish.1 || message.target == target));
+        let silent = Spans::of(silent.map(|message| (message.over, message.over + message.wish.0 + 2_000)));
+        let full = flights(own.map(|message| flight(&message)).collect(), AT_ONCE.0);
+        full.or(&flights(chat.iter().map(flight).collect(), AT_ONCE.1)).or(&silent)
     }
 
     // --- no miss, no nag -----------------------------------------------------------------------------------------
@@ -428,7 +439,7 @@ impl<'a> Checker<'a> {
         }
         let first = sent.iter().filter(|message| message.step == 0).min_by_key(|message| message.at);
         if let Some(first) = first {
-            self.measure(due, excuses, first.at);
+            self.measure(due, excuses, first);
         }
     }
 
@@ -460,16 +471,15 @@ impl<'a> Checker<'a> {
         dead
     }
 
-    fn measure(&mut self, due: &Due, excuses: &Excuses, at: u64) {
-        let (from, starts) = (due.raised, self.starts());
-        let others = excuses.held_perhaps.or(&self.trouble).or(&self.down()).or(&starts);
+    fn measure(&mut self, due: &Due, excuses: &Excuses, first: &Message) {
+        let (from, at, starts) = (due.raised, first.at, self.starts());
+        let others = excuses.held_perhaps.or(&self.trouble).or(&self.down()).or(&starts).or(&self.busy(&first.target));
         let (met, looked) = (|spans: &Spans| spans.meets(from, at.max(from + 1)), excuses.first_look.clone());
-        let lapsed = |counting: &&Counting| {
-            let covered = counting.covers(due.offset).is_some_and(|(_, to)| to > from && to <= at);
-            covered && counting.end == Left::Abnormal && counting.last_sign + LIVE == counting.to
-        };
+        let covered = |counting: &&Counting| counting.covers(due.offset).is_some_and(|(_, to)| to > from && to <= at);
         let session = self.of_session(due.subject.session());
-        let sign = session.iter().filter(lapsed).map(|counting| counting.last_sign).max();
+        let last = session.iter().filter(covered).max_by_key(|counting| counting.to);
+        let lapsed = last.filter(|last| last.end == Left::Abnormal && last.last_sign + LIVE == last.to);
+        let sign = lapsed.map(|last| last.last_sign);
         let ended = |spans: &Spans| spans.iter().map(|(_, to)| to).filter(|to| *to <= at).max();
         let graces = excuses.grace.without(&starts);
         let (class, since) = match sign {
@@ -483,7 +493,17 @@ impl<'a> Checker<'a> {
             let excused = excuses.surely().or(&others);
             ended(&excused).filter(|ended| *ended > from).unwrap_or(from)
         });
-        self.delays.push(Delay { class, ms: at.saturating_sub(since) });
+        let ms = at.saturating_sub(since);
+        let bound = match class {
+            Class::Nobody => 1_000,
+            Class::Dead => LIVE + GRACE + 2_000,
+            Class::Unproved => FIRST_LOOK + 2_000,
+            Class::Other => u64::MAX / 2,
+        };
+        if ms > bound + self.lag() {
+            self.wrong.push(format!("{:?} is told after {ms} ms, as one of {class:?}", due.subject));
+        }
+        self.delays.push(Delay { class, ms });
     }
 
     /// Whether somebody was there who had no proof when the last cover ended.
@@ -560,10 +580,10 @@ impl<'a> Checker<'a> {
             }
             for card in self.messages.iter().filter(of).filter(|message| message.kind == "opened" && message.arrived) {
                 let updated = |update: &&Message| {
-                    update.kind == "update"
-                        && update.target == card.target
-                        && update.step == 0
-                        && update.may_have_arrived()
+                    // Where the edit of a message is rejected, that message is gone.
+                    let is_gone = update.card && update.outcome == Some(Outcome::Rejected);
+                    let told = update.may_have_arrived() || is_gone;
+                    update.kind == "update" && update.target == card.target && update.step == 0 && told
                 };
                 if !self.messages.iter().filter(of).any(|message| updated(&message)) {
                     let line =
@@ -841,6 +861,7 @@ fn messages(trace: &[At], lives: &[(u64, u64)]) -> Vec<Message> {
                     arrived: false,
                     outcome: None,
                     over: life.min(at + 15_000),
+                    wish: (0, false),
                 };
                 messages.insert(*nth, message);
             }
@@ -849,9 +870,10 @@ fn messages(trace: &[At], lives: &[(u64, u64)]) -> Vec<Message> {
                     message.arrived = true;
                 }
             }
-            Event::Sent { nth, outcome } => {
+            Event::Sent { nth, outcome, wish_ms, all } => {
                 if let Some(message) = messages.get_mut(nth) {
                     message.outcome = Some(*outcome);
+                    message.wish = (*wish_ms, *all);
                     message.over = *at;
                 }
             }

@@ -8,6 +8,7 @@ use std::{
 
 use onlooker_protocol::{
     Position,
+    code::Code,
     event::Since,
     subscriber::{Answer, AnswerAction, SessionCommand},
     view::{GuardrailState, GuardrailView, TaskStatus},
@@ -397,9 +398,10 @@ async fn claim(life: &Life, session: &Session, view: &GuardrailView, actor: &Act
     let subject = subject(life, view);
     let length_ms = 40_000;
     life.trace().push(Event::ClaimAsked { subject: subject.clone(), length_ms, by, connection });
-    let claimed = session.claim(view.guardrail_id.clone(), view.revision, Some(length_ms), actor.clone()).await;
-    if claimed.is_ok() {
-        life.trace().push(Event::Claimed { subject, by });
+    match session.claim(view.guardrail_id.clone(), view.revision, Some(length_ms), actor.clone()).await {
+        // Its owner ended meanwhile: nobody knows.
+        Err(refusal) if refusal.code == Code::UnknownSession => {}
+        claimed => life.trace().push(Event::Claimed { subject, by, granted: claimed.is_ok() }),
     }
 }
 

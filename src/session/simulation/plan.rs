@@ -16,6 +16,10 @@ pub(super) enum End {
         after: bool,
     },
     Stopped,
+    /// While so many writes have begun since its start.
+    StoppedAtWrite {
+        nth: u32,
+    },
     /// The last one: everything that can heal heals, and the run ends when all is settled.
     Quiet,
 }
@@ -41,6 +45,7 @@ pub(super) struct Manners {
     pub(super) slow_ms: u64,
 }
 
+#[derive(Clone)]
 pub(super) struct Plan {
     pub(super) seed: u64,
     pub(super) lives: Vec<Life>,
@@ -88,7 +93,7 @@ impl Plan {
             jumps: random.random_bool(0.2),
             runtime_crashes: random.random_bool(0.3),
             questions_every_ms: random.random_range(4_000..40_000),
-            subscribers: random.random_range(0..=3),
+            subscribers: random.random_range(0..=4),
             frozen: random.random_bool(0.5),
             liars: random.random_bool(0.4),
             flappers: usize::from(random.random_bool(0.25)),
@@ -96,6 +101,31 @@ impl Plan {
             answers: random.random_bool(0.6),
             claims: random.random_bool(0.3),
             control: random.random_bool(0.15),
+        }
+    }
+
+    /// Nothing goes wrong, and nobody looks.
+    pub(super) fn calm(seed: u64) -> Self {
+        let life = Life { after_ms: 0, lasts_ms: 150_000, end: End::Quiet };
+        Self {
+            seed,
+            lives: vec![life],
+            modes: vec![ReachOutMode::Full],
+            tiers: vec![vec![("telegram:1", Manners::default())]],
+            ladder: Vec::new(),
+            lag_ms: 0,
+            engine_fails: false,
+            jumps: false,
+            runtime_crashes: false,
+            questions_every_ms: 6_000,
+            subscribers: 0,
+            frozen: false,
+            liars: false,
+            flappers: 0,
+            pollers: 0,
+            answers: false,
+            claims: false,
+            control: false,
         }
     }
 
@@ -112,6 +142,7 @@ fn life(random: &mut StdRng) -> Life {
     let end = match random.random_range(0..10) {
         0..=2 => End::Killed,
         3..=6 => End::KilledAtWrite { nth: random.random_range(1..120), after: random.random_bool(0.5) },
+        7 | 8 => End::StoppedAtWrite { nth: random.random_range(1..120) },
         _ => End::Stopped,
     };
     Life { after_ms: random.random_range(0..20_000), lasts_ms: random.random_range(500..90_000), end }

@@ -86,6 +86,7 @@ impl Carrier {
             }
         };
         sleep(Duration::from_millis(took_ms / 2)).await;
+        let (mut wish_ms, mut all) = (0, false);
         let (outcome, delivery) = match act {
             Act::Take => {
                 arrives(true);
@@ -95,9 +96,16 @@ impl Carrier {
                 (Outcome::Confirmed, delivery)
             }
             Act::Refuse => {
-                let wish = self.world.with_random(|random| random.random_bool(0.2));
-                let retry_after = wish.then_some(Duration::from_secs(10));
-                (Outcome::Refused, Delivery::Refused { error: "busy".to_owned(), retry_after })
+                let (wishes, of_all) =
+                    self.world.with_random(|random| (random.random_bool(0.3), random.random_bool(0.3)));
+                (wish_ms, all) = if wishes { (10_000, of_all) } else { (0, false) };
+                let (error, wish) = ("busy".to_owned(), Duration::from_millis(wish_ms));
+                let delivery = if all {
+                    Delivery::Throttled { error, retry_after: wish }
+                } else {
+                    Delivery::Refused { error, retry_after: wishes.then_some(wish) }
+                };
+                (Outcome::Refused, delivery)
             }
             Act::Reject => (Outcome::Rejected, Delivery::Rejected { error: "blocked".to_owned() }),
             Act::Lose(arrived) => {
@@ -119,7 +127,7 @@ impl Carrier {
                 return pending().await;
             }
         };
-        trace.push(Event::Sent { nth, outcome });
+        trace.push(Event::Sent { nth, outcome, wish_ms, all });
         delivery
     }
 }

@@ -136,6 +136,7 @@ pub(super) enum Event {
     Claimed {
         subject: Subject,
         by: u64,
+        granted: bool,
     },
     ReleaseAsked {
         subject: Subject,
@@ -167,9 +168,12 @@ pub(super) enum Event {
     Arrives {
         nth: u64,
     },
+    /// With for how long the other end wants to hear nothing, and whether at any address.
     Sent {
         nth: u64,
         outcome: Outcome,
+        wish_ms: u64,
+        all: bool,
     },
     // --- at the end
     Unreached {

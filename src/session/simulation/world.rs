@@ -143,10 +143,14 @@ impl World {
         let (life, process) = Life::start(self, nth).await;
         let mut actors = JoinSet::new();
         life.spawn_actors(&mut actors);
-        sleep(Duration::from_millis(plan.lasts_ms)).await;
+        tokio::select! {
+            biased;
+            () = self.kill.stopping.notified() => {}
+            () = sleep(Duration::from_millis(plan.lasts_ms)) => {}
+        }
         match plan.end {
             End::Killed | End::KilledAtWrite { .. } => self.trace.push(Event::Killed),
-            End::Stopped => {
+            End::Stopped | End::StoppedAtWrite { .. } => {
                 self.trace.push(Event::Stopped);
                 process.stop(actors).await;
             }
@@ -337,10 +341,20 @@ async fn jump(life: Life) {
     }
 }
 
+/// What happens at a write.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Strike {
+    KillBefore,
+    KillAfter,
+    Stop,
+}
+
 /// Ends the process where it stands.
 #[derive(Default)]
 pub(super) struct Kill {
-    armed: Mutex<Option<(u32, bool)>>,
+    armed: Mutex<Option<(u32, Strike)>>,
+    /// It is to be stopped in order.
+    stopping: Notify,
     /// The last process of a run is not killed.
     last: AtomicBool,
     notify: Notify,
@@ -350,7 +364,10 @@ impl Kill {
     fn arm(&self, end: End) {
         self.last.store(matches!(end, End::Quiet), Ordering::Relaxed);
         *self.armed.lock().unwrap() = match end {
-            End::KilledAtWrite { nth, after } => Some((nth, after)),
+            End::KilledAtWrite { nth, after } => {
+                Some((nth, if after { Strike::KillAfter } else { Strike::KillBefore }))
+            }
+            End::StoppedAtWrite { nth } => Some((nth, Strike::Stop)),
             _ => None,
         };
     }
@@ -370,15 +387,19 @@ impl Kill {
     /// Counts a write. Some, if the process ends at this one: after it has happened?
     fn write(&self) -> Option<bool> {
         let mut armed = self.armed.lock().unwrap();
-        let (left, after) = armed.as_mut()?;
+        let (left, strike) = armed.as_mut()?;
         *left -= 1;
         if *left > 0 {
             return None;
         }
-        let after = *after;
+        let strike = *strike;
         *armed = None;
+        if strike == Strike::Stop {
+            self.stopping.notify_one();
+            return None;
+        }
         self.strike();
-        Some(after)
+        Some(strike == Strike::KillAfter)
     }
 }
 

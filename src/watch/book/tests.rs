@@ -18,7 +18,7 @@ fn seconds(n: u64) -> Duration {
 }
 
 fn departure(at: Instant, proved: Option<u64>) -> Departure {
-    Departure { at, leave: Leave::Abnormal, able: true, proved, last_able: true }
+    Departure { at, leave: Leave::Abnormal, able: true, proved, last_able: true, last: true }
 }
 
 #[test]
@@ -89,10 +89,11 @@ impl Simple {
 
     fn depart(&mut self, at: Instant, leave: Leave, able: bool, proved: Option<u64>) {
         let last_able = able && !self.watchers().iter().any(|watcher| watcher.able);
-        let departure = Departure { at, leave, able, proved, last_able };
+        let last = self.watchers().is_empty();
+        let departure = Departure { at, leave, able, proved, last_able, last };
         let raised = self.raised;
         self.departures.retain(|old| {
-            let same_nature = leave == old.leave && able == old.able && last_able == old.last_able;
+            let same_nature = leave == old.leave && able == old.able && (last_able, last) == (old.last_able, old.last);
             let raised_between = raised.is_some_and(|raised| old.at <= raised && raised < at);
             let replaced = same_nature && at >= old.at && proved >= old.proved && !raised_between;
             !replaced && at < old.at + TIMES.remember
