@@ -18,6 +18,11 @@ recheck          lib      outbox::tests::a_notice_that_is_no_longer_wanted_at_se
 recheck          lib      session::simulation::no_kept_seed_breaks_a_promise
 grace_origin     lib      session::simulation::no_kept_seed_breaks_a_promise
 key_revision     lib      session::simulation::no_kept_seed_breaks_a_promise
+recheck          lib      reach_out::model::tests::whoever_has_the_question_is_not_told_it
+grace_origin     lib      reach_out::model::tests::however_two_people_come_and_go_nobody_is_missed_and_nobody_nagged
+key_revision     lib      reach_out::model::tests::of_two_revisions_each_is_asked_answered_or_closed_once
+one_repeat       lib      reach_out::model::tests::whatever_comes_of_sending_somebody_is_told_or_it_is_counted
+compare_and_set  lib      reach_out::model::tests::of_two_revisions_each_is_asked_answered_or_closed_once
 compare_and_set  gateway  answers::of_two_answers_at_the_same_instant_exactly_one_wins
 compare_and_set  gateway  engine::memory::exactly_one_writer_wins_each_version
 compare_and_set  lib      outbox::tests::two_outboxes_that_race_on_one_key_send_once

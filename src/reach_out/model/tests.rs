@@ -178,7 +178,7 @@ fn a_skipped_recheck_is_found() {
 
 #[test]
 fn a_grace_restarted_by_newcomers_is_found() {
-    assert_eq!(finds(Fault::Without(Guard::GraceOrigin), watching()), "no miss for long");
+    assert!(finds(Fault::Without(Guard::GraceOrigin), watching()).starts_with("no miss"));
 }
 
 #[test]

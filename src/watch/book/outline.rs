@@ -1,4 +1,4 @@
-//! What tells two books apart for whoever decides by them, as seen at one time.
+//! What tells two books apart for whoever decides by them about a question, as seen at one time.
 
 use std::hash::{Hash, Hasher};
 
