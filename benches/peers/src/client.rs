@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// How long a server may take to say something before the measurement.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(30);
 const HEAD_MOST: usize = 8 * 1024;
 
 /// The request that opens a WebSocket. `more` is lines of its head, each with its end.

@@ -38,23 +38,30 @@ pub fn main() -> Outcome<()> {
         _ => Options::read(std::env::args().skip(1))?,
     };
     launch::stop_all_on_signals()?;
+    servers::remove_left_over();
     let open_files = machine::raise_open_files()?;
     let programs = Programs::find(&options)?;
     let works = works::all(&options, open_files);
     let mut report = Report::new(&options, &programs)?;
     for work in works.into_iter().filter(|work| options.wants(work.name)) {
         let bench = Bench { options: &options, programs: &programs };
-        let rounds = bench.run(&work)?;
+        let rounds = bench.run(&work);
         report.add(work, rounds);
+        // After each one: a full run takes long, and may be broken off.
+        keep(&report, &options)?;
     }
     report.print();
+    if options.gate { report.gate() } else { Ok(()) }
+}
+
+fn keep(report: &Report, options: &Options) -> Outcome<()> {
     if let Some(file) = &options.json {
         std::fs::write(file, serde_json::to_vec_pretty(&report.json())?)?;
     }
     if let Some(file) = &options.svg {
-        std::fs::write(file, chart::draw(&report))?;
+        std::fs::write(file, chart::draw(report))?;
     }
-    if options.gate { report.gate() } else { Ok(()) }
+    Ok(())
 }
 
 struct Bench<'a> {
@@ -64,7 +71,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// Rounds until each server has enough clean ones, or there have been too many.
-    fn run(&self, work: &Work) -> Outcome<Rounds> {
+    fn run(&self, work: &Work) -> Rounds {
         println!("==> {}: {}", work.name, work.title);
         let mut rounds = Rounds::new(self.options.slow);
         let mut failures: HashMap<usize, usize> = HashMap::new();
@@ -82,9 +89,13 @@ impl Bench<'_> {
             if all_have_enough {
                 break;
             }
-            self.round(work, round, &entries, &mut rounds, &mut failures)?;
+            if let Err(failure) = self.round(work, round, &entries, &mut rounds, &mut failures) {
+                println!("    {failure}");
+                wanted.iter().for_each(|entry| rounds.fail(*entry, &failure.to_string()));
+                break;
+            }
         }
-        Ok(rounds)
+        rounds
     }
 
     fn takes_part(&self, entry: &Entry) -> bool {

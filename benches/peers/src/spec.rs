@@ -76,10 +76,18 @@ pub struct Fanout {
     /// Of each message.
     pub bytes: usize,
     pub pace: Pace,
-    /// Messages before the warm-up, at full rate.
-    pub fill: u64,
+    /// Before the warm-up, at full rate.
+    pub fill: Fill,
     /// Further subscribers that never read, once they have joined.
     pub deaf: usize,
+}
+
+/// What fills the buffers of those that never read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Fill {
+    pub messages: u64,
+    /// Of each message.
+    pub bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -31,6 +31,7 @@ pub(super) struct Board {
     /// The publisher sleeps, or is about to.
     waiting: AtomicBool,
     publisher: OnceLock<Thread>,
+    publishing: AtomicBool,
     /// What the publisher has to send beside its messages.
     say: Mutex<Vec<u8>>,
     position: Mutex<Option<String>>,
@@ -72,9 +73,19 @@ impl Board {
         lock(&self.position).clone()
     }
 
-    /// The publisher is this thread.
+    /// The publisher is this thread, until [`Self::i_published`].
     pub fn i_publish(&self) {
         self.publisher.get_or_init(std::thread::current);
+        self.publishing.store(true, SeqCst);
+    }
+
+    pub fn i_published(&self) {
+        self.publishing.store(false, SeqCst);
+    }
+
+    /// Whether there is a thread that sends what [`Self::say`] is told.
+    pub fn is_publishing(&self) -> bool {
+        self.publishing.load(SeqCst)
     }
 
     /// Ends the publisher's sleep.

@@ -42,7 +42,7 @@ pub(super) fn measure(spec: &Spec, job: &Fanout) -> Outcome<Figures> {
     let deaf = audience_side.join_deaf(job.deaf, &(0..1))?;
     let window = if let Pace::Window(window) = job.pace { window } else { 1 };
     audience_side.tally.complete(job.channels, job.subscribers, window.max(FILL_WINDOW));
-    run(spec, job, &server, audience_side, publishing.of(job.channels, job.bytes), &mut figures)?;
+    run(spec, job, &server, audience_side, publishing.to(job.channels), &mut figures)?;
     figures.growth = figures.rss as f64 - before as f64;
     drop(deaf);
     Ok(figures)
@@ -57,8 +57,10 @@ fn run(
     figures: &mut Figures,
 ) -> Outcome<()> {
     let board = std::sync::Arc::clone(&publishing.board);
-    let phases =
-        [Phase { pace: Pace::Window(FILL_WINDOW), messages: Some(job.fill) }, Phase { pace: job.pace, messages: None }];
+    let phases = [
+        Phase { pace: Pace::Window(FILL_WINDOW), messages: Some(job.fill.messages), bytes: job.fill.bytes },
+        Phase { pace: job.pace, messages: None, bytes: job.bytes },
+    ];
     let outcome = std::thread::scope(|scope| {
         let reading = scope.spawn(|| {
             audience.run();
@@ -87,7 +89,7 @@ fn run(
 
 fn watch(spec: &Spec, job: &Fanout, server: &Processes, board: &Board, figures: &mut Figures) -> Outcome<()> {
     let began = Instant::now();
-    while board.phases.load(SeqCst) == 0 || board.published.load(SeqCst) < job.fill {
+    while board.phases.load(SeqCst) == 0 || board.published.load(SeqCst) < job.fill.messages {
         if began.elapsed() > FILLED_WITHIN {
             return Err("filling did not end".into());
         }

@@ -13,11 +13,11 @@ pub(super) fn measure(spec: &Spec, job: &Ingest) -> Outcome<Figures> {
     let server = Processes::of_group(spec.target.group)?;
     let (mut audience, publishing, _) = open(spec, 1, 0)?;
     let board = Arc::clone(&publishing.board);
-    let publishing = publishing.of(1, job.bytes);
+    let publishing = publishing.to(1);
     let mut figures = Figures::default();
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| audience.run());
-        let writing = scope.spawn(|| publishing.ingest(job.batch, job.window));
+        let writing = scope.spawn(|| publishing.ingest(job.bytes, job.batch, job.window));
         sleep(spec.times.warm_up);
         let mut measured = || -> Outcome<()> {
             let (before, had) = (Moment::new(&server)?, board.accepted.load(SeqCst));

@@ -27,6 +27,8 @@ pub(super) struct Phase {
     pub pace: Pace,
     /// Messages; `None`: until the board says enough.
     pub messages: Option<u64>,
+    /// Of each message.
+    pub bytes: usize,
 }
 
 pub(super) struct Publishing {
@@ -47,10 +49,9 @@ impl Publishing {
         Self { board, stream, mouth, acknowledged, next, channel: 0, payload, out }
     }
 
-    /// Messages of so many bytes to so many channels in turn.
-    pub fn of(mut self, channels: usize, bytes: usize) -> Self {
+    /// Messages to so many channels in turn.
+    pub fn to(mut self, channels: usize) -> Self {
         self.next = vec![0; channels];
-        self.payload = filler(bytes);
         self
     }
 
@@ -58,6 +59,7 @@ impl Publishing {
     pub fn run(mut self, phases: &[Phase]) -> Self {
         self.board.i_publish();
         for phase in phases {
+            self.payload = filler(phase.bytes);
             let outcome = match phase.pace {
                 Pace::Rate(rate) => self.paced(rate, phase.messages),
                 Pace::Window(window) => self.windowed(window, phase.messages),
@@ -67,6 +69,7 @@ impl Publishing {
             }
             self.board.phases.fetch_add(1, SeqCst);
         }
+        self.board.i_published();
         self
     }
 
@@ -111,11 +114,11 @@ impl Publishing {
     }
 
     /// Publishes as fast as it is acknowledged, in batches, until the board says enough.
-    pub fn ingest(mut self, batch: u64, window: u64) -> Self {
+    pub fn ingest(mut self, bytes: usize, batch: u64, window: u64) -> Self {
         self.board.i_publish();
         let board = Arc::clone(&self.board);
         let room = || board.published.load(SeqCst) + batch <= board.accepted.load(SeqCst) + window;
-        let mut payloads = vec![self.payload.clone(); batch as usize];
+        let mut payloads = vec![filler(bytes); batch as usize];
         while !board.published_enough.load(SeqCst) {
             let outcome = self.answer().and_then(|()| {
                 if !room() {
@@ -136,6 +139,7 @@ impl Publishing {
                 board.fail(format!("publishing failed: {failure}"));
             }
         }
+        board.i_published();
         self
     }
 

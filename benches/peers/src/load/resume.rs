@@ -55,8 +55,8 @@ fn publish(mut audience: Audience, publishing: Publishing, job: &Resume) -> Outc
     let messages = 2 * u64::from(job.back);
     audience.tally.complete(1, job.subscribers, PUBLISHED_AT_ONCE);
     let board = Arc::clone(&publishing.board);
-    let publishing = publishing.of(1, job.bytes);
-    let phases = [Phase { pace: Pace::Window(PUBLISHED_AT_ONCE), messages: Some(messages) }];
+    let publishing = publishing.to(1);
+    let phases = [Phase { pace: Pace::Window(PUBLISHED_AT_ONCE), messages: Some(messages), bytes: job.bytes }];
     std::thread::scope(|scope| {
         let writing = scope.spawn(|| publishing.run(&phases));
         let outcome = wait_for(&mut audience, messages * job.subscribers as u64);

@@ -10,7 +10,7 @@ use crate::spec::Job;
 
 const WIDTH: f64 = 380.0;
 const LEFT: f64 = 122.0;
-const RIGHT: f64 = 314.0;
+const RIGHT: f64 = 304.0;
 const ROW: f64 = 24.0;
 const BAR: f64 = 14.0;
 
@@ -23,6 +23,9 @@ const STYLE: &str = "
     .page { fill: #0d1117; } text { fill: #e6edf3; } .small { fill: #9198a1; }
     .own { fill: #4c9aff; } .other { fill: #57606a; } .spread, .floor { stroke: #9198a1; }
   }";
+
+/// A connection that costs less cannot be told from one that costs nothing.
+const LEAST_KIB: f64 = 0.01;
 
 /// One bar, and what the rounds differ by.
 struct Bar {
@@ -42,7 +45,7 @@ struct Panel {
 pub(crate) fn draw(report: &Report) -> String {
     let panels: Vec<Panel> = report.parts.iter().filter_map(panel).collect();
     let (mut body, mut y) = (String::new(), 24.0);
-    text(&mut body, "title", 12.0, y, "What a delivered event costs, and a connection");
+    text(&mut body, "title", 12.0, y, "The CPU of a delivered event");
     y += 18.0;
     text(&mut body, "small", 12.0, y, "server CPU, × a bare loop of joined writes; shorter is better");
     for panel in &panels {
@@ -52,6 +55,10 @@ pub(crate) fn draw(report: &Report) -> String {
     text(&mut body, "small", 12.0, y, &format!("{}, {}", report.date, short(&report.machine)));
     y += 14.0;
     text(&mut body, "small", 12.0, y, "medians of clean rounds; thin lines: least to greatest; log scale");
+    if report.quick {
+        y += 14.0;
+        text(&mut body, "small", 12.0, y, "a quick look: no figure is to be believed");
+    }
     let height = y + 14.0;
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
@@ -68,16 +75,16 @@ fn panel(part: &Part) -> Option<Panel> {
     }
     let bars = part.work.entries.iter().enumerate().filter_map(|(number, entry)| {
         let value = part.spread_of(number, |sample| match idle {
-            // A connection that costs less than nothing cannot be told from one that costs nothing.
-            true => Some(sample.figures.connection_bytes.max(1.0)),
+            true => Some((sample.figures.connection_bytes / 1024.0).max(LEAST_KIB)),
             false => sample.ratio(|figures| figures.cpu_us),
         })?;
         Some(Bar { name: entry.label, own: entry.peer.is_onlooker(), value })
     });
     let mut bars: Vec<Bar> = bars.collect();
     bars.sort_by(|one, other| one.value.median.total_cmp(&other.value.median));
-    let (unit, floor) = if idle { (" B", None) } else { ("", Some(1.0)) };
-    let title = format!("{} · {}", part.work.name, part.work.title);
+    let (unit, floor) = if idle { (" KiB", None) } else { ("", Some(1.0)) };
+    let what = if idle { ", memory of each" } else { "" };
+    let title = format!("{} · {}{what}", part.work.name, part.work.title);
     (!bars.is_empty()).then_some(Panel { title, unit, bars, floor })
 }
 

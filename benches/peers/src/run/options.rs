@@ -15,6 +15,7 @@ run [options]
   --warm-up SECONDS   before each window (0.7)
   --window SECONDS    that is measured (1.2)
   --slow RATIO        a round counts if the floor took at most so much of its best time (1.25)
+  --own-most SHARE    no verdict if the load generator used more of its processor (0.95)
   --cpus SERVER,LOAD  the processors (the first two)
   --quick             few of everything, one round, all at once: to see that it works
   --json FILE         every figure of every round
@@ -30,6 +31,7 @@ pub(crate) struct Options {
     pub warm_up: f64,
     pub window: f64,
     pub slow: f64,
+    pub own_most: f64,
     cpus: [usize; 2],
     /// A third one, where there is one.
     spare: Option<usize>,
@@ -58,6 +60,7 @@ impl Options {
             warm_up: 0.7,
             window: 1.2,
             slow: 1.25,
+            own_most: 0.95,
             cpus: [*server, *load],
             spare: rest.first().copied(),
             quick: false,
@@ -82,6 +85,7 @@ impl Options {
                 "--warm-up" => self.warm_up = value()?.parse()?,
                 "--window" => self.window = value()?.parse()?,
                 "--slow" => self.slow = value()?.parse()?,
+                "--own-most" => self.own_most = value()?.parse()?,
                 "--cpus" => self.cpus = two(&value()?).ok_or(USAGE)?,
                 "--quick" => {
                     self.quick = true;

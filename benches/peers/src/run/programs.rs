@@ -62,6 +62,7 @@ impl Programs {
         let package = |name: &str| version_of_package(&Path::new(NODE).join("node_modules").join(name));
         let all = [
             ("onlooker", first_line(&self.onlooker, "--version")),
+            ("commit", commit()),
             ("nats", said(&self.nats, "--version")),
             ("nchan", said(&self.nginx, "-v")),
             ("ws", package("ws")),
@@ -104,6 +105,13 @@ fn first_line(program: &Path, flag: &str) -> Option<String> {
     // nginx says it on the other stream.
     let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
     String::from_utf8_lossy(&text).lines().next().map(str::to_owned)
+}
+
+/// Of the tree that this was built in.
+fn commit() -> Option<String> {
+    let mut git = Command::new("git");
+    let output = git.args(["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"]).output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()).filter(|commit| !commit.is_empty())
 }
 
 fn version_of_package(directory: &Path) -> Option<String> {

@@ -23,7 +23,8 @@ pub(crate) struct Report {
     pub parts: Vec<Part>,
     settings: Value,
     rounds: usize,
-    quick: bool,
+    own_most: f64,
+    pub quick: bool,
 }
 
 /// One work and what came out of it.
@@ -37,16 +38,25 @@ impl Report {
     pub fn new(options: &Options, programs: &Programs) -> Outcome<Self> {
         let settings = json!({
             "rounds": options.rounds, "mostRounds": options.most_rounds, "warmUp": options.warm_up,
-            "window": options.window, "slow": options.slow, "quick": options.quick,
+            "window": options.window, "slow": options.slow, "ownMost": options.own_most, "quick": options.quick,
         });
         let machine = format!("{}, {} processors", machine::processor(), machine::cpus()?.len());
         let (date, versions) = (machine::today(), programs.versions());
-        Ok(Self { date, machine, versions, parts: Vec::new(), settings, rounds: options.rounds, quick: options.quick })
+        Ok(Self {
+            date,
+            machine,
+            versions,
+            parts: Vec::new(),
+            settings,
+            rounds: options.rounds,
+            own_most: options.own_most,
+            quick: options.quick,
+        })
     }
 
     pub fn add(&mut self, work: Work, rounds: Rounds) {
         let enough = if work.probe.is_none() { 1 } else { self.rounds };
-        let musts = Judge { work: &work, rounds: &rounds, enough }.all();
+        let musts = Judge { work: &work, rounds: &rounds, enough, own_most: self.own_most }.all();
         self.parts.push(Part { work, rounds, musts });
     }
 
@@ -141,20 +151,34 @@ impl Part {
             return None;
         }
         let ratios = |figure: fn(&Figures) -> f64| spread(clean.iter().filter_map(|sample| sample.ratio(figure)));
-        let is_fanout = matches!(entry.job, Job::Fanout(_));
-        let of_fanout = |text: String| if is_fanout { text } else { String::new() };
+        let has_connections = match &entry.job {
+            // One connection's memory is lost in that of the server.
+            Job::Fanout(job) => !job.together,
+            Job::Idle(_) => true,
+            Job::Resume(_) | Job::Ingest(_) => false,
+        };
+        let is_comparable = self.is_comparable(entry);
+        let of_fanout = |text: String| if is_comparable { text } else { String::new() };
         Some(vec![
             self.work.name.to_owned(),
             entry.label.to_owned(),
             if matches!(entry.job, Job::Idle(_)) { String::new() } else { spread(runs.iter().map(|run| run.cpu_us)) },
             of_fanout(ratios(|figures| figures.cpu_us)),
             of_fanout(ratios(|figures| figures.p50_us)),
-            bytes(runs.iter().filter(|run| run.connection_bytes != 0.0).map(|run| run.connection_bytes)),
+            bytes(runs.iter().filter(|_| has_connections).map(|run| run.connection_bytes)),
             percent(runs.iter().map(|run| run.own_share)),
             runs.len().to_string(),
             thrown_out.to_string(),
             failure.map_or_else(|| besides(&entry.job, &runs), |failure| format!("failed: {failure}")),
         ])
+    }
+
+    /// Whether the floor does the same at the same pace.
+    fn is_comparable(&self, entry: &Entry) -> bool {
+        match (&entry.job, self.work.probe.as_ref().map(|floor| &floor.job)) {
+            (Job::Fanout(job), Some(Job::Fanout(floor))) => job.pace == floor.pace,
+            _ => false,
+        }
     }
 
     /// A figure of one server, over its clean rounds.
@@ -200,7 +224,7 @@ fn besides(job: &Job, runs: &[&Figures]) -> String {
     let mut parts: Vec<Option<String>> = match job {
         Job::Fanout(job) => {
             let rate = median(|run| run.per_second).filter(|_| matches!(job.pace, Pace::Window(_)));
-            let growth = median(|run| run.growth).filter(|_| job.fill > 0);
+            let growth = median(|run| run.growth).filter(|_| job.fill.messages > 0);
             vec![
                 rate.map(|rate| format!("{}/s", large(rate))),
                 median(|run| run.p99_us).map(|time| format!("p99 {:.2} ms", time / 1e3)),

@@ -67,11 +67,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Connections that servers are told to allow: more than there are, so that returning ones fit beside leaving ones.
 const CONNECTIONS: usize = 30_000;
 
-/// nchan has nginx make a directory below this one, whatever the configuration says.
-const NGINX_STATE: &str = "/var/lib/nginx";
-/// Becomes a program that sees such a directory, which nobody else sees.
-const WITH_NGINX_STATE: &str = r#"mount -t tmpfs tmpfs /var/lib && mkdir /var/lib/nginx && exec "$0" "$@""#;
-
 /// On the disk that the figures are about, and not in memory.
 fn scratch() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/runs").join(std::process::id().to_string())
@@ -80,6 +75,16 @@ fn scratch() -> PathBuf {
 /// Removes everything that servers of this process have written.
 pub(crate) fn remove_scratch() {
     drop(fs::remove_dir_all(scratch()));
+}
+
+/// Removes what processes have left that were killed.
+pub(crate) fn remove_left_over() {
+    let Some(runs) = scratch().parent().and_then(|runs| fs::read_dir(runs).ok()) else { return };
+    for run in runs.flatten() {
+        if !Path::new("/proc").join(run.file_name()).exists() {
+            drop(fs::remove_dir_all(run.path()));
+        }
+    }
 }
 
 struct Directory(PathBuf);
@@ -218,14 +223,8 @@ impl Start<'_> {
         fs::write(&file, nginx_config(address, &directory, path(module)?))?;
         let log = format!("{directory}/log");
         let own = ["-c", path(&file)?, "-p", &directory, "-e", &log];
-        if Path::new(NGINX_STATE).exists() {
-            return self.listening(program, &own, address, address);
-        }
-        let mut arguments = vec!["--mount", "sh", "-c", WITH_NGINX_STATE, path(program)?];
-        if !rustix::process::geteuid().is_root() {
-            arguments.splice(0..0, ["--user", "--map-root-user"]);
-        }
-        arguments.extend(own);
+        let Some(apart) = apart() else { return self.listening(program, &own, address, address) };
+        let arguments: Vec<&str> = apart.iter().copied().chain([path(program)?]).chain(own).collect();
         self.listening(Path::new("unshare"), &arguments, address, address)
     }
 
@@ -266,6 +265,19 @@ fn answers(address: SocketAddr) -> bool {
         stream.read(&mut [0])
     };
     ask().is_ok_and(|count| count > 0)
+}
+
+/// What `unshare` is told so that nginx is by itself, where that is allowed. With its own processes: its worker would
+/// outlive it. With its own `/var/lib`: nchan has it make a directory in `/var/lib/nginx`, whatever the configuration
+/// says.
+fn apart() -> Option<Vec<&'static str>> {
+    const THEN: &str = r#"mount -t tmpfs tmpfs /var/lib && mkdir /var/lib/nginx && exec "$0" "$@""#;
+    let mut flags = vec!["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", THEN];
+    if !rustix::process::geteuid().is_root() {
+        flags.splice(0..0, ["--user", "--map-root-user"]);
+    }
+    let works = Command::new("unshare").args(&flags).arg("true").stderr(Stdio::null()).status();
+    works.is_ok_and(|status| status.success()).then_some(flags)
 }
 
 /// A port that is free at this moment, for servers that cannot choose one themselves.

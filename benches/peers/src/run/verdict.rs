@@ -11,8 +11,6 @@ use super::{
 };
 use crate::spec::{Figures, Job};
 
-/// Share of its processor beyond which the load generator may be what is measured.
-const OWN_MOST: f64 = 0.95;
 /// What memory may grow by because of subscribers that never read: some send queues, and no log.
 const DEAF_GROWTH: f64 = 16.0 * 1024.0 * 1024.0;
 /// Two runs of the same differ by so much in their p99 at least.
@@ -49,6 +47,8 @@ pub(crate) struct Judge<'a> {
     pub rounds: &'a Rounds,
     /// Clean rounds that are needed.
     pub enough: usize,
+    /// Share of its processor beyond which the load generator may be what is measured.
+    pub own_most: f64,
 }
 
 impl Judge<'_> {
@@ -192,7 +192,7 @@ impl Judge<'_> {
         if count < self.enough {
             return Some(format!("{count} clean rounds of {}", self.enough));
         }
-        let busy = self.own_share(label).filter(|share| *share > OWN_MOST)?;
+        let busy = self.own_share(label).filter(|share| *share > self.own_most)?;
         Some(format!("the load generator was the bottleneck: {:.0} % of its processor", busy * 100.0))
     }
 
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
     use crate::{
         run::{servers::Peer, works::Entry},
-        spec::{Fanout, Pace, Speech},
+        spec::{Fanout, Fill, Pace, Speech},
     };
 
     fn work(name: &'static str) -> Work {
@@ -230,7 +230,7 @@ mod tests {
             quiet: 0,
             bytes: 200,
             pace: Pace::Window(8),
-            fill: 0,
+            fill: Fill::default(),
             deaf: 0,
         };
         let entry =
@@ -251,7 +251,7 @@ mod tests {
     fn judged(name: &'static str, samples: Vec<Sample>) -> Vec<Must> {
         let (work, mut rounds) = (work(name), Rounds::new(1.25));
         samples.into_iter().for_each(|sample| rounds.add(sample));
-        Judge { work: &work, rounds: &rounds, enough: 2 }.all()
+        Judge { work: &work, rounds: &rounds, enough: 2, own_most: 0.95 }.all()
     }
 
     fn first(name: &'static str, samples: Vec<Sample>) -> Verdict {
@@ -313,7 +313,7 @@ mod tests {
         assert!(judged("a", Vec::new()).is_empty());
         let (work, mut rounds) = (work("a"), Rounds::new(1.25));
         rounds.fail(0, "it fell\n over\n");
-        let musts = Judge { work: &work, rounds: &rounds, enough: 2 }.all();
+        let musts = Judge { work: &work, rounds: &rounds, enough: 2, own_most: 0.95 }.all();
         assert_eq!(musts[0].verdict, Verdict::None("it fell over".to_owned()));
     }
 

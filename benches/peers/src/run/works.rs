@@ -1,12 +1,13 @@
 //! What is measured.
 
 use super::{options::Options, servers::Peer};
-use crate::spec::{Fanout, Idle, Ingest, Job, Pace, Resume, Speech};
+use crate::spec::{Fanout, Fill, Idle, Ingest, Job, Pace, Resume, Speech};
 
 pub(crate) const NAMES: [&str; 10] = ["a", "a'", "b", "c", "d", "e", "f", "g", "h", "s"];
 
 /// Files that a process has open beside its connections.
 const OTHER_FILES: usize = 256;
+const MANY_CONNECTIONS: usize = 10_000;
 /// Rounds of what hangs on memory alone.
 const MEMORY_ROUNDS: usize = 3;
 
@@ -50,6 +51,7 @@ pub(crate) const SOCKET_IO: &str = "Onlooker over Socket.IO";
 
 /// How many of what.
 struct Sizes {
+    is_full: bool,
     audience: usize,
     pictures: usize,
     channels: usize,
@@ -58,7 +60,7 @@ struct Sizes {
     together: usize,
     known: usize,
     busy: usize,
-    fill: u64,
+    fill: Fill,
     deaf: usize,
     back: u32,
     resuming: usize,
@@ -70,6 +72,7 @@ impl Sizes {
     fn new(options: &Options, open_files: usize) -> Self {
         if options.quick {
             return Self {
+                is_full: false,
                 audience: 50,
                 pictures: 5,
                 channels: 20,
@@ -78,35 +81,45 @@ impl Sizes {
                 together: 50,
                 known: 500,
                 busy: 50,
-                fill: 50,
+                fill: Fill { messages: 20, bytes: 20_000 },
                 deaf: 2,
                 back: 50,
                 resuming: 100,
                 settle: [0.5, 0.2],
             };
         }
-        let fit = |connections: usize| connections.min(open_files.saturating_sub(OTHER_FILES));
+        let room = open_files.saturating_sub(OTHER_FILES);
+        let fit = |connections: usize| connections.min(room);
         Self {
+            is_full: true,
             audience: 1_000,
             pictures: 100,
             channels: 500,
-            idle: [fit(2_500), fit(10_000)],
-            many: fit(10_000),
+            idle: [fit(2_500), fit(MANY_CONNECTIONS)],
+            many: fit(MANY_CONNECTIONS),
             together: 1_000,
             known: 100_000,
             busy: 1_000,
-            fill: 2_500,
+            // More than the kernel keeps for one connection: 4 MiB, and the receiver's least.
+            fill: Fill { messages: 300, bytes: 20_000 },
             deaf: 10,
             back: 200,
             // Those that leave may still be there when they come back.
-            resuming: fit(10_000).min(open_files.saturating_sub(OTHER_FILES) / 2),
+            resuming: MANY_CONNECTIONS.min(room / 2),
             settle: [12.0, 2.0],
         }
+    }
+
+    /// Says so where the limit of open files leaves room for less than there should be.
+    fn said(&self, connections: usize) -> String {
+        let why =
+            if self.is_full && connections < MANY_CONNECTIONS { " (as many as `ulimit -n` has room for)" } else { "" };
+        format!("{connections}{why}")
     }
 }
 
 fn fanout(channels: usize, subscribers: usize, bytes: usize, pace: Pace) -> Fanout {
-    Fanout { channels, subscribers, together: false, quiet: 0, bytes, pace, fill: 0, deaf: 0 }
+    Fanout { channels, subscribers, together: false, quiet: 0, bytes, pace, fill: Fill::default(), deaf: 0 }
 }
 
 /// The floor, and those that are measured beside Onlooker.
@@ -178,7 +191,7 @@ fn idle(sizes: &Sizes) -> Work {
     };
     Work {
         name: "d",
-        title: format!("{} idle connections", sizes.idle[1]),
+        title: format!("{} idle connections", sizes.said(sizes.idle[1])),
         probe: None,
         entries: everybody(Speech::Native, job),
         least_window: 0.0,
@@ -193,7 +206,10 @@ fn many_sessions(sizes: &Sizes) -> Work {
         name: "e",
         title: format!(
             "{} sessions × 1; one connection following {}; {} sessions known, {} busy",
-            sizes.many, sizes.together, sizes.known, sizes.busy
+            sizes.said(sizes.many),
+            sizes.together,
+            sizes.known,
+            sizes.busy
         ),
         probe: floor(Job::Fanout(c(sizes))),
         entries: vec![
@@ -207,11 +223,11 @@ fn many_sessions(sizes: &Sizes) -> Work {
 }
 
 fn never_reading(sizes: &Sizes, a: &Fanout) -> Work {
-    let all_read = Fanout { bytes: 2_000, pace: Pace::Rate(50.0), fill: sizes.fill, ..a.clone() };
+    let all_read = Fanout { pace: Pace::Rate(50.0), fill: sizes.fill, ..a.clone() };
     let some_do_not = Fanout { deaf: sizes.deaf, ..all_read.clone() };
     Work {
         name: "f",
-        title: format!("1 → {}, 2 KB, 50 events/s, {} more never read", sizes.audience, sizes.deaf),
+        title: format!("1 → {}, 200 B, 50 events/s, {} more never read", sizes.audience, sizes.deaf),
         probe: floor(Job::Fanout(a.clone())),
         entries: vec![native(ONLOOKER, Job::Fanout(all_read)), native(DEAF, Job::Fanout(some_do_not))],
         least_window: 3.0,
@@ -222,7 +238,7 @@ fn coming_back(sizes: &Sizes, a: &Fanout) -> Work {
     let job = Resume { subscribers: sizes.resuming, back: sizes.back, bytes: 200 };
     Work {
         name: "g",
-        title: format!("{} cut at once, resuming from {} events back", sizes.resuming, sizes.back),
+        title: format!("{} cut at once, resuming from {} events back", sizes.said(sizes.resuming), sizes.back),
         probe: floor(Job::Fanout(a.clone())),
         entries: vec![native(ONLOOKER, Job::Resume(job))],
         least_window: 0.0,

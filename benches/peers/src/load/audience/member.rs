@@ -194,20 +194,29 @@ pub(crate) struct Listener {
 
 impl Listener {
     pub fn hear(&mut self, bytes: &[u8], board: &Board) -> Outcome<()> {
-        let mut hears = Hears { ear: self.ear.as_mut(), board, failure: None };
+        let mut hears = Hears { ear: self.ear.as_mut(), board, say: Vec::new(), failure: None };
         if hears.ear.is_framed() {
             self.reader.feed(bytes, &mut hears)?;
         } else {
             let heard = hears.ear.bytes(bytes);
             hears.tell(heard);
         }
-        hears.failure.map_or(Ok(()), |failure| Err(failure.into()))
+        let Hears { say, failure, .. } = hears;
+        match failure {
+            Some(failure) => return Err(failure.into()),
+            None if say.is_empty() => {}
+            // One thread writes at a time, or frames would interleave.
+            None if board.is_publishing() => board.say(&say),
+            None => self.stream.write_all(&say)?,
+        }
+        Ok(())
     }
 }
 
 struct Hears<'a> {
     ear: &'a mut dyn Ear,
     board: &'a Board,
+    say: Vec<u8>,
     failure: Option<String>,
 }
 
@@ -221,9 +230,7 @@ impl Hears<'_> {
                 if let Some(position) = position {
                     self.board.stand(position);
                 }
-                if !say.is_empty() {
-                    self.board.say(&say);
-                }
+                self.say.extend(say);
             }
             Err(failure) => self.failure = Some(failure),
         }
