@@ -107,6 +107,9 @@ impl Report {
 
     /// Fails if something was missed, or if nobody can tell.
     pub fn gate(&self) -> Outcome<()> {
+        if self.parts.iter().all(|part| part.musts.is_empty()) {
+            return Err("Onlooker was not measured".into());
+        }
         let not_met = |part: &'_ Part| -> Vec<String> {
             let musts = part.musts.iter().filter(|must| must.verdict != Verdict::Met);
             musts.map(|must| format!("{}: {}", part.work.name, sentence(must))).collect()
@@ -169,7 +172,11 @@ impl Part {
             percent(runs.iter().map(|run| run.own_share)),
             runs.len().to_string(),
             thrown_out.to_string(),
-            failure.map_or_else(|| besides(&entry.job, &runs), |failure| format!("failed: {failure}")),
+            [besides(&entry.job, &runs), failure.map_or(String::new(), |failure| format!("failed: {failure}"))]
+                .into_iter()
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .join("; "),
         ])
     }
 
