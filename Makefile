@@ -10,7 +10,7 @@ INSTALL = apt-get update -qq && apt-get install -y --no-install-recommends
 NODE_MODULES = tests/clients/node_modules
 VENV = target/clients/venv
 
-.PHONY: help demo demo-live test check sabotage bench bench-stores chromium clients client-tools
+.PHONY: help demo demo-live test check sabotage bench bench-peers bench-stores chromium clients client-tools
 
 # $(call install,what,packages): Debian's packages, and only where that needs no password.
 define install
@@ -32,7 +32,8 @@ help:
 	@echo "make test       format, lints, every test, and each safety check switched off once"
 	@echo "make sabotage   switches each safety check off and sees its tests fail"
 	@echo "make clients    installs the clients that the tests run: npm's and Python's, pinned"
-	@echo "make bench      what durability, the surfaces and watching cost (about 20 minutes, quiet machine)"
+	@echo "make bench      what durability, the surfaces and watching cost, then bench-peers (about an hour, quiet machine)"
+	@echo "make bench-peers  beside other servers and a bare write loop; PEERS='--works a,c --gate' and so on"
 	@echo "make bench-stores  redb, fjall and SQLite on the log's workload (about 5 minutes)"
 
 demo:
@@ -77,6 +78,15 @@ bench:
 	@$(CARGO) bench --bench durable
 	@$(CARGO) bench --bench surfaces
 	@$(CARGO) bench --bench reach_out
+	@$(MAKE) bench-peers
+
+# Without the servers that cannot be had here the others are compared. The crate is no member of the workspace.
+bench-peers:
+	@$(CARGO) build --release --bin onlooker
+	@sh benches/peers/install.sh
+	@$(CARGO) build --release --manifest-path benches/peers/Cargo.toml
+	@$(CARGO) run --release --quiet --manifest-path benches/peers/Cargo.toml --bin run -- \
+		--json target/peers.json --svg docs/peers.svg $(PEERS)
 
 bench-stores:
 	@$(CARGO) run --release --manifest-path benches/stores/Cargo.toml
