@@ -325,20 +325,6 @@ async fn a_notice_that_is_no_longer_wanted_at_sending_is_not_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_notice_that_was_dropped_is_sent_when_it_is_wanted_all_the_same() {
-    let (target, owner) = (Target::new(&[], Act::Confirm), Owner::new(Verdict::Drop));
-    let engine: Arc<dyn Engine> = Arc::new(memory());
-    let running = Running::start(&engine, &[("t", &target)], &owner);
-    running.outbox.queue(draft("t")).await.unwrap();
-    owner.told(NoticeState::Dropped).await;
-    *owner.verdict.lock().unwrap() = Verdict::Send;
-    let again = running.outbox.queue(draft("t")).await.unwrap();
-    assert_eq!(again, Queued::AlreadyThere(NoticeState::Queued));
-    owner.told(NoticeState::Confirmed).await;
-    assert_eq!(target.seen().len(), 1);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_notice_whose_owner_ends_with_the_gateway_is_not_dropped() {
     /// Ends when the gateway stops, as owners of sessions do.
     struct Ending(CancellationToken);
