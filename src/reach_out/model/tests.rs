@@ -38,17 +38,18 @@ fn holds(name: &str, bounds: Bounds, happens: &[Mark]) {
     }
 }
 
-/// Explores until a promise is broken, and says which and in how many steps.
+/// Explores until a promise is broken, and says which one is in the fewest steps.
 #[track_caller]
 fn finds(fault: Fault, bounds: Bounds) -> &'static str {
     let checker = ReachOut { bounds, fault: Some(fault) }.checker().finish_when(HasDiscoveries::AnyFailures);
     let checker = checker.spawn_bfs().join();
     let states = checker.unique_state_count();
-    let broken = checker.discoveries().into_iter().find(|(property, _)| {
-        matches!(checker.discovery_classification(property), DiscoveryClassification::Counterexample)
-    });
-    let (property, path) = broken.unwrap_or_else(|| panic!("{fault:?} is not found in {states} states"));
-    let acts = path.into_actions();
+    let is_broken =
+        |property: &str| matches!(checker.discovery_classification(property), DiscoveryClassification::Counterexample);
+    let found = checker.discoveries().into_iter().filter(|(property, _)| is_broken(property));
+    let shortest = found.map(|(property, path)| (property, path.into_actions()));
+    let shortest = shortest.min_by_key(|(property, acts)| (acts.len(), *property));
+    let (property, acts) = shortest.unwrap_or_else(|| panic!("{fault:?} is not found in {states} states"));
     println!("{fault:?} breaks \"{property}\" in {} steps, found after {states} states: {acts:?}", acts.len());
     property
 }
@@ -173,7 +174,8 @@ fn after_a_take_over_everybody_gets_time_to_come_back() {
 
 #[test]
 fn a_skipped_recheck_is_found() {
-    assert_eq!(finds(Fault::Without(Guard::Recheck), sending_under_cover()), "no nag");
+    let broken = finds(Fault::Without(Guard::Recheck), sending_under_cover());
+    assert!(["no nag", "nothing after closed"].contains(&broken), "{broken}");
 }
 
 #[test]
@@ -188,7 +190,8 @@ fn a_key_without_revision_is_found() {
 
 #[test]
 fn a_second_repeat_is_found() {
-    finds(Fault::Without(Guard::OneRepeat), sending());
+    let broken = finds(Fault::Without(Guard::OneRepeat), sending());
+    assert!(["at most one repeat", "the second says so"].contains(&broken), "{broken}");
 }
 
 #[test]
@@ -203,12 +206,13 @@ fn a_lease_that_is_not_written_before_sending_is_found() {
 
 #[test]
 fn an_ignored_fence_is_found() {
-    finds(Fault::FenceIgnored, taking_over_from_who_answers());
+    assert_eq!(finds(Fault::FenceIgnored, taking_over_from_who_answers()), "nothing after closed");
 }
 
 #[test]
 fn that_nobody_asks_again_after_the_lease_is_found() {
-    assert_eq!(finds(Fault::OnlyAskedBeforeTheLease, sending_under_cover()), "no nag");
+    let broken = finds(Fault::OnlyAskedBeforeTheLease, sending_under_cover());
+    assert!(["no nag", "nothing after closed"].contains(&broken), "{broken}");
 }
 
 #[test]
