@@ -406,7 +406,8 @@ impl Poller {
 type Nature = (bool, bool, bool, bool);
 
 /// Those who left, as far as that can still matter: of the same nature, a later one with at least the same proof
-/// replaces an earlier one, unless something was raised between the two.
+/// replaces an earlier one, unless something was raised between the two, or at the instant of either: only the last
+/// raising is remembered, and what was raised before it may still need the earlier one.
 ///
 /// So in each nature's queue proofs only fall, between two raisings, and what is replaced is always at its end.
 #[derive(Clone, Default)]
@@ -421,7 +422,7 @@ struct Departures {
 impl Departures {
     fn add(&mut self, departure: Departure, remember: std::time::Duration) {
         let raised_between =
-            |old: &Departure| self.raised.is_some_and(|raised| old.at <= raised && raised < departure.at);
+            |old: &Departure| self.raised.is_some_and(|raised| old.at <= raised && raised <= departure.at);
         let nature = (departure.leave == Leave::Abnormal, departure.able, departure.last_able, departure.last);
         let queue = self.by_nature.entry(nature).or_default();
         let is_replaced = |old: &Departure| departure.at >= old.at && departure.proved >= old.proved;

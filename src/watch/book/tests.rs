@@ -39,6 +39,17 @@ fn of_departures_only_those_that_could_still_matter_are_kept() {
 }
 
 #[test]
+fn who_left_before_a_first_raising_is_remembered_although_another_one_leaves_at_the_instant_of_a_second() {
+    let start = Instant::now();
+    let mut book = Book::new(TIMES);
+    book.depart(start, Leave::Abnormal, true, None);
+    book.raised(start);
+    book.raised(start + seconds(1));
+    book.depart(start + seconds(1), Leave::Abnormal, true, None);
+    assert_eq!(book.departures.all(), [departure(start, None), departure(start + seconds(1), None)]);
+}
+
+#[test]
 fn however_many_leave_in_falling_order_of_proof_few_are_remembered() {
     let start = Instant::now();
     let mut book = Book::new(TIMES);
@@ -94,7 +105,7 @@ impl Simple {
         let raised = self.raised;
         self.departures.retain(|old| {
             let same_nature = leave == old.leave && able == old.able && (last_able, last) == (old.last_able, old.last);
-            let raised_between = raised.is_some_and(|raised| old.at <= raised && raised < at);
+            let raised_between = raised.is_some_and(|raised| old.at <= raised && raised <= at);
             let replaced = same_nature && at >= old.at && proved >= old.proved && !raised_between;
             !replaced && at < old.at + TIMES.remember
         });
