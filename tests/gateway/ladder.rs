@@ -106,16 +106,16 @@ async fn without_steps_the_first_notice_is_the_only_one() {
 
 #[tokio::test]
 async fn a_claim_stops_the_climb_and_when_it_has_run_out_unanswered_one_step_follows_and_not_all() {
-    let mut scene = Scene::begin(vec![step(300, 3)]).await;
+    let mut scene = Scene::begin(vec![step(1_000, 3)]).await;
     scene.ask().await;
     scene.receiver.wait_for("guardrail.opened", 1).await;
     let claimed = Instant::now();
-    scene.claim(1_500).await;
+    scene.claim(2_500).await;
     scene.receiver.wait_for("guardrail.opened", 2).await;
-    assert!(claimed.elapsed() >= milliseconds(1_500), "nobody is told while somebody has it");
+    assert!(claimed.elapsed() >= milliseconds(2_500), "nobody is told while somebody has it");
     let resumed = Instant::now();
     scene.receiver.wait_for("guardrail.opened", 3).await;
-    assert!(resumed.elapsed() >= milliseconds(200), "the steps that were due meanwhile do not come at once");
+    assert!(resumed.elapsed() >= milliseconds(800), "the steps that were due meanwhile do not come at once");
     scene.gateway.stop().await;
 }
 
