@@ -158,12 +158,14 @@ pub struct Auth {
 
 struct Inner {
     keys: Vec<Entry>,
+    /// What everybody may do while there are no keys.
+    open: Arc<Grant>,
     signing: SigningKey,
 }
 
 struct Entry {
     digest: [u8; 32],
-    grant: Grant,
+    grant: Arc<Grant>,
 }
 
 impl Auth {
@@ -175,7 +177,17 @@ impl Auth {
     /// For a signing key that is kept, so that tokens survive a restart or are known to several nodes.
     pub fn with_signing_key(config: &Config, signing: SigningKey) -> Self {
         let keys = config.keys.iter().map(|key| Entry::new(key, config.pools.contains(&key.id))).collect();
-        Self { inner: Arc::new(Inner { keys, signing }) }
+        let open = Arc::new(Grant {
+            project: OPEN_PROJECT.into(),
+            scopes: Scopes::all(),
+            who: "local".into(),
+            sessions: None,
+            expires: None,
+            pool: true,
+            credential: CredentialId::Open,
+            key: None,
+        });
+        Self { inner: Arc::new(Inner { keys, open, signing }) }
     }
 
     /// Whether there are no keys.
@@ -185,16 +197,7 @@ impl Auth {
 
     /// The one grant of open mode; `None` when there are keys.
     pub fn open_grant(&self) -> Option<Grant> {
-        self.is_open().then(|| Grant {
-            project: OPEN_PROJECT.into(),
-            scopes: Scopes::all(),
-            who: "local".into(),
-            sessions: None,
-            expires: None,
-            pool: true,
-            credential: CredentialId::Open,
-            key: None,
-        })
+        self.is_open().then(|| (*self.inner.open).clone())
     }
 
     /// What a key or token (without `Bearer `) allows. In open mode it is not looked at.
@@ -202,40 +205,49 @@ impl Auth {
         self.authenticate_at(credential, SystemTime::now())
     }
 
+    /// As [`Self::authenticate`], for those who keep it as long as a connection: all of one key share its grant.
+    pub fn authenticate_shared(&self, credential: &str) -> Result<Arc<Grant>, AuthError> {
+        self.shared(credential, SystemTime::now())
+    }
+
     /// [`Auth::authenticate`] at a given time.
     pub fn authenticate_at(&self, credential: &str, now: SystemTime) -> Result<Grant, AuthError> {
-        if let Some(grant) = self.open_grant() {
-            return Ok(grant);
+        self.shared(credential, now).map(Arc::unwrap_or_clone)
+    }
+
+    fn shared(&self, credential: &str, now: SystemTime) -> Result<Arc<Grant>, AuthError> {
+        if self.is_open() {
+            return Ok(Arc::clone(&self.inner.open));
         }
         match credential {
             "" => Err(AuthError::Missing),
             long if long.len() > LONGEST_CREDENTIAL => Err(AuthError::Unknown),
-            token if token.starts_with(token::PREFIX) => self.verify(token, now),
+            token if token.starts_with(token::PREFIX) => self.verify(token, now).map(Arc::new),
             key => self.find(key).ok_or(AuthError::Unknown),
         }
     }
 
     /// Looks at every entry, so that neither the place of the right one nor a partial match shows in the time.
-    fn find(&self, key: &str) -> Option<Grant> {
+    fn find(&self, key: &str) -> Option<Arc<Grant>> {
         let digest: [u8; 32] = Sha256::digest(key.as_bytes()).into();
         let none = u32::MAX;
         let found = self.inner.keys.iter().zip(0u32..).fold(none, |found, (entry, index)| {
             let same: Choice = entry.digest.ct_eq(&digest);
             u32::conditional_select(&found, &index, same)
         });
-        self.inner.keys.get(found as usize).map(|entry| entry.grant.clone())
+        self.inner.keys.get(found as usize).map(|entry| Arc::clone(&entry.grant))
     }
 
     /// The grant of a key by its id.
     fn key(&self, id: &str) -> Option<&Grant> {
-        self.inner.keys.iter().map(|entry| &entry.grant).find(|grant| *grant.who == *id)
+        self.inner.keys.iter().map(|entry| &*entry.grant).find(|grant| *grant.who == *id)
     }
 }
 
 impl Entry {
     fn new(key: &KeyEntry, pool: bool) -> Self {
         let id: Arc<str> = key.id.as_str().into();
-        let grant = Grant {
+        let grant = Arc::new(Grant {
             project: key.project.as_str().into(),
             scopes: key.scopes.iter().copied().collect(),
             who: id.clone(),
@@ -244,7 +256,7 @@ impl Entry {
             pool: key.pool || pool,
             credential: CredentialId::Key(Arc::clone(&id)),
             key: Some(id),
-        };
+        });
         Self { digest: key.sha256.0, grant }
     }
 }

@@ -34,7 +34,7 @@ use crate::{
     files::{Files, FilesOptions},
     forms::Forms,
     guardrail::GuardrailRules,
-    http::{self, App, Parts, events::Alive, guard::Guard, listener, tls, webrun::rates::Rates},
+    http::{self, App, Parts, events::Alive, guard::Guard, listener, ticks::Ticks, tls, webrun::rates::Rates},
     hub::Hub,
     ids::SessionId,
     images::ImageBounds,
@@ -187,7 +187,7 @@ impl Gateway {
         }
         let app = App::new(Parts {
             directory: directory.clone(),
-            hub: Hub::new(stop.hub_tasks.clone(), stop.hub.clone()),
+            hub: Hub::new(stop.hub_tasks.clone(), stop.hub.clone(), services.metrics.frames_sent.clone()),
             auth,
             config,
             files,
@@ -200,6 +200,7 @@ impl Gateway {
             form_posts: http::form::posts(),
             link_tests: http::links::tests(),
             socketio: Default::default(),
+            ticks: Ticks::begin(&stop.tasks, stop.connections.clone()),
             connections: AtomicUsize::new(0),
             ready: AtomicBool::new(true),
             stopping: stop.connections.clone(),

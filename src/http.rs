@@ -12,8 +12,11 @@ pub mod notices;
 pub mod operator;
 pub mod rest;
 pub mod runtime;
+pub mod socket;
 pub mod socketio;
+pub mod ticks;
 pub mod tls;
+pub mod upgrade;
 pub mod view;
 pub mod webrun;
 pub mod wire;
@@ -77,6 +80,8 @@ pub struct Parts {
     /// How often links are tried, by project.
     pub link_tests: Tries<String>,
     pub socketio: socketio::SocketIo,
+    /// Pokes WebSocket connections when they are to look at the time.
+    pub ticks: ticks::Ticks,
     /// Open WebSockets and event streams, for the metric.
     pub connections: AtomicUsize,
     pub ready: AtomicBool,

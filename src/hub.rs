@@ -1,77 +1,166 @@
-//! Fan-out on this node: wakes those who follow a session when its log's committed head has moved.
+//! Fan-out on this node: what is committed to a session's log goes out to those who follow it.
 //!
-//! The hub carries no events: the log is the buffer, and everybody reads it from their own position. It therefore
-//! cannot be slowed by a subscriber, and has no queue. One small task per followed session follows the head; it ends
-//! when nobody follows any more.
+//! The log is the buffer, and everybody stands at a place of their own in it. One task per followed session follows the
+//! committed head. Whoever is live and whose socket takes more is served by that task itself: what lies between a place
+//! and the head is read and framed once, and handed to each outlet that stands there. Everybody else is called: their own
+//! task reads on when it can. So the hub has no queue and cannot be slowed by a subscriber, and a subscriber that keeps
+//! up costs no wake-up.
+//!
+//! Questions, results and ends always go through the own task: it asks at once for their proof.
+
+mod audience;
+mod place;
+pub(crate) mod sync {
+    //! What [`super::place`] is built on, so that a test can build it on something else.
+    pub(crate) use std::sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    };
+}
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard},
+    task::{Context, Poll, Waker},
 };
 
-use onlooker_protocol::{subscriber::ClaimedGuardrail, view::WatcherCounts};
-use tokio::sync::{Notify, watch};
+use bytes::Bytes;
+use onlooker_protocol::{
+    event::{Epoch, kind},
+    subscriber::ClaimedGuardrail,
+    view::WatcherCounts,
+};
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{engine::Head, ids::SessionId};
+use self::audience::{Audience, Seat};
+pub use self::place::At;
+use self::place::{Offered, Place};
+use crate::{
+    engine::{Engine, Head, ReadLimit, Record},
+    ids::SessionId,
+};
 
-/// How many followers are woken before other tasks get a turn.
-const CHUNK: usize = 64;
+/// How much one step of a subscription reads, and one frame batch of the fan-out holds: enough to be worth a write,
+/// little enough to hold for a slow socket.
+pub const STEP: ReadLimit = ReadLimit { records: 256, bytes: 64 * 1024 };
+/// Batches that the fan-out hands to one subscriber before the next one has its turn. Who is further behind reads on
+/// by itself.
+const BATCHES: usize = 4;
+/// Batches that a walk keeps: its subscribers stand at few different places, in few forms.
+const KEPT: usize = 4;
+/// A larger audience is split between this many tasks at most, so that more than one core writes to it.
+const SPLIT: usize = 4;
+/// Pieces of an audience for which another task is worth while.
+const PIECES_FOR_A_TASK: usize = 32;
 
 /// What a connection waits on: which of its subscriptions have something to read.
 #[derive(Default)]
-pub struct Signal {
-    ready: Mutex<VecDeque<u32>>,
-    poked: AtomicBool,
-    notify: Notify,
+pub struct Signal(Mutex<Calls>);
+
+#[derive(Default)]
+struct Calls {
+    ready: VecDeque<u32>,
+    poked: bool,
+    waiter: Option<Waker>,
 }
 
 impl Signal {
-    /// Resolves when some subscription may have something to read. Cancel safe.
+    /// Resolves when some subscription may have something to read. Cancel safe. One waiter.
     pub async fn wait(&self) {
-        loop {
-            if self.poked.swap(false, Ordering::AcqRel) || !self.lock().is_empty() {
-                return;
-            }
-            self.notify.notified().await;
+        std::future::poll_fn(|cx| self.poll_wait(cx, true)).await;
+    }
+
+    /// As [`Self::wait`]. Without `for_ready` only a poke ends it.
+    pub fn poll_wait(&self, cx: &mut Context<'_>, for_ready: bool) -> Poll<()> {
+        let mut calls = self.lock();
+        if std::mem::take(&mut calls.poked) || for_ready && !calls.ready.is_empty() {
+            return Poll::Ready(());
         }
+        match &mut calls.waiter {
+            Some(waiter) => waiter.clone_from(cx.waker()),
+            waiter => *waiter = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 
     /// Takes the subscription that has been ready for longest: one that always has more does not hold up the others.
     pub fn take(&self) -> Option<u32> {
-        self.lock().pop_front()
+        let ready = &mut self.lock().ready;
+        let next = ready.pop_front();
+        if ready.is_empty() {
+            // Idle connections are many, and keep no room for what is rare.
+            *ready = VecDeque::new();
+        }
+        next
+    }
+
+    /// Whether some subscription may have something to read.
+    pub fn is_ready(&self) -> bool {
+        !self.lock().ready.is_empty()
     }
 
     /// Wakes the connection although no subscription has anything: somebody spoke for it.
     pub fn poke(&self) {
-        self.poked.store(true, Ordering::Release);
-        self.notify.notify_one();
+        self.call(|calls| calls.poked = true);
     }
 
     fn push(&self, slot: u32) {
-        self.lock().push_back(slot);
-        self.notify.notify_one();
+        self.call(|calls| calls.ready.push_back(slot));
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<u32>> {
-        self.ready.lock().expect("no holder panics")
+    fn call(&self, change: impl FnOnce(&mut Calls)) {
+        let mut calls = self.lock();
+        change(&mut calls);
+        let waiter = calls.waiter.take();
+        drop(calls);
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Calls> {
+        self.0.lock().expect("no holder panics")
     }
 }
 
+/// Events as they go over a socket, one behind the other.
+#[derive(Clone, Debug)]
+pub struct Frames {
+    pub bytes: Bytes,
+    pub messages: u32,
+}
+
+/// What one wire form makes of events.
+pub trait Form: Send + Sync {
+    fn frames(&self, epoch: Epoch, records: &[Record]) -> Frames;
+}
+
+/// Where events of a subscription go without its own task: a socket.
+pub trait Outlet: Send + Sync {
+    /// Takes all of it or nothing, and nothing while something waits before it. What is taken comes before everything
+    /// that is handed to the same socket later. Does not block.
+    fn take(&self, frames: &Frames) -> bool;
+
+    /// In which form it wants events. Outlets that share a form share the frames.
+    fn form(&self) -> &dyn Form;
+}
+
+type SharedOutlet = Arc<dyn Outlet>;
+
 /// One subscription, as the hub knows it.
 struct Follower {
+    place: Place<SharedOutlet>,
     signal: Arc<Signal>,
     slot: u32,
-    /// It is in its connection's list already: a wake-up costs it at most one entry.
-    marked: AtomicBool,
+    /// Its own task sends it pictures.
+    pictures: bool,
 }
 
 impl Follower {
     fn wake(&self) {
-        if !self.marked.swap(true, Ordering::AcqRel) {
+        if self.place.call() {
             self.signal.push(self.slot);
         }
     }
@@ -90,6 +179,14 @@ pub struct Source {
     pub side: watch::Receiver<Side>,
 }
 
+/// How a subscription is called, and whether its own task has more to send than events.
+#[derive(Clone, Copy)]
+pub struct Caller<'a> {
+    pub signal: &'a Arc<Signal>,
+    pub slot: u32,
+    pub pictures: bool,
+}
+
 #[derive(Clone)]
 pub struct Hub {
     inner: Arc<Inner>,
@@ -99,28 +196,38 @@ struct Inner {
     topics: Mutex<HashMap<SessionId, Topic>>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
+    sent: Counter,
 }
 
+type Followers = Arc<Mutex<Audience<Follower>>>;
+
 struct Topic {
-    followers: Arc<Mutex<Vec<Arc<Follower>>>>,
+    followers: Followers,
     /// Ends the topic's task.
     stop: CancellationToken,
 }
 
 impl Hub {
-    /// Its tasks belong to `tasks` and end at `shutdown`.
-    pub fn new(tasks: TaskTracker, shutdown: CancellationToken) -> Self {
-        Self { inner: Arc::new(Inner { topics: Mutex::default(), tasks, shutdown }) }
+    /// Its tasks belong to `tasks` and end at `shutdown`; `sent` counts events that go out.
+    pub fn new(tasks: TaskTracker, shutdown: CancellationToken, sent: Counter) -> Self {
+        Self { inner: Arc::new(Inner { topics: Mutex::default(), tasks, shutdown, sent }) }
     }
 
-    /// From now on `signal` is told that `slot` may have something to read. Read after attaching: what was committed
-    /// before is in the log, what comes after wakes.
-    pub fn attach(&self, session: SessionId, source: Source, signal: &Arc<Signal>, slot: u32) -> Attachment {
-        let follower = Arc::new(Follower { signal: Arc::clone(signal), slot, marked: AtomicBool::new(false) });
+    /// From now on the caller's signal is told that its slot may have something to read. Read after attaching: what was
+    /// committed before is in the log, what comes after wakes.
+    pub fn attach(
+        &self,
+        session: SessionId,
+        source: Source,
+        engine: &Arc<dyn Engine>,
+        caller: Caller<'_>,
+    ) -> Attachment {
+        let Caller { signal, slot, pictures } = caller;
+        let follower = Arc::new(Follower { place: Place::new(), signal: Arc::clone(signal), slot, pictures });
         let mut topics = self.lock();
-        let topic = topics.entry(session).or_insert_with(|| self.begin(source));
-        topic.followers.lock().expect("no holder panics").push(Arc::clone(&follower));
-        Attachment { hub: self.clone(), session, follower }
+        let topic = topics.entry(session).or_insert_with(|| self.begin(session, source, engine));
+        let seat = lock(&topic.followers).enter(Arc::clone(&follower));
+        Attachment { hub: self.clone(), session, follower, seat }
     }
 
     /// Sessions that somebody follows here.
@@ -128,22 +235,28 @@ impl Hub {
         self.lock().len()
     }
 
-    fn begin(&self, source: Source) -> Topic {
-        let followers = Arc::new(Mutex::new(Vec::new()));
+    fn begin(&self, session: SessionId, source: Source, engine: &Arc<dyn Engine>) -> Topic {
+        let followers = Followers::default();
         let stop = self.inner.shutdown.child_token();
-        self.inner.tasks.spawn(follow(source, Arc::clone(&followers), stop.clone()));
+        let Source { head, side } = source;
+        let fan_out = FanOut {
+            session,
+            engine: Arc::clone(engine),
+            followers: Arc::clone(&followers),
+            head: head.clone(),
+            sent: self.inner.sent.clone(),
+        };
+        self.inner.tasks.spawn(follow(Arc::new(fan_out), head, side, self.inner.tasks.clone(), stop.clone()));
         Topic { followers, stop }
     }
 
-    fn detach(&self, session: SessionId, follower: &Arc<Follower>) {
+    fn detach(&self, session: SessionId, follower: &Arc<Follower>, seat: Seat) {
         let mut topics = self.lock();
         let Some(topic) = topics.get(&session) else { return };
         let empty = {
-            let mut followers = topic.followers.lock().expect("no holder panics");
-            if let Some(at) = followers.iter().position(|other| Arc::ptr_eq(other, follower)) {
-                followers.swap_remove(at);
-            }
-            followers.is_empty()
+            let mut followers = lock(&topic.followers);
+            followers.leave(follower, seat);
+            followers.len() == 0
         };
         if empty && let Some(topic) = topics.remove(&session) {
             topic.stop.cancel();
@@ -155,26 +268,201 @@ impl Hub {
     }
 }
 
-/// Follows one session's head until it is stopped or the log is gone.
-async fn follow(mut source: Source, followers: Arc<Mutex<Vec<Arc<Follower>>>>, stop: CancellationToken) {
+fn lock(followers: &Mutex<Audience<Follower>>) -> MutexGuard<'_, Audience<Follower>> {
+    followers.lock().expect("no holder panics")
+}
+
+/// Follows one session until it is stopped or the log is gone.
+async fn follow(
+    fan_out: Arc<FanOut>,
+    mut head: watch::Receiver<Head>,
+    mut side: watch::Receiver<Side>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+) {
     loop {
         let gone = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            changed = source.head.changed() => changed.is_err(),
-            changed = source.side.changed() => changed.is_err(),
+            changed = head.changed() => match changed {
+                Ok(()) => {
+                    fan_out.walk_all(&tasks).await;
+                    continue;
+                }
+                Err(_) => true,
+            },
+            changed = side.changed() => changed.is_err(),
         };
-        let snapshot: Vec<Arc<Follower>> = followers.lock().expect("no holder panics").clone();
-        for chunk in snapshot.chunks(CHUNK) {
-            for follower in chunk {
-                follower.wake();
-            }
-            tokio::task::yield_now().await;
-        }
+        fan_out.call_all().await;
         if gone {
             return;
         }
     }
+}
+
+/// What is handed to everybody who stands at one place.
+struct Batch {
+    /// Whose form it is in; `None` fits nobody.
+    form: Option<usize>,
+    from: At,
+    to: u64,
+    what: What,
+}
+
+enum What {
+    Frames {
+        frames: Frames,
+        has_picture: bool,
+    },
+    /// Something that the own task is to ask proof of, or that could not be read.
+    ForOwnTask,
+}
+
+impl Batch {
+    fn none(epoch: Epoch) -> Self {
+        Self { form: None, from: At { epoch, next: u64::MAX }, to: u64::MAX, what: What::ForOwnTask }
+    }
+
+    fn offer(&self, follower: &Follower) -> Offered<SharedOutlet> {
+        let take = |outlet: &SharedOutlet| match &self.what {
+            What::Frames { frames, has_picture } => !(*has_picture && follower.pictures) && outlet.take(frames),
+            What::ForOwnTask => false,
+        };
+        follower.place.offer(self.from, self.to, |outlet| Some(identity(outlet.form())) == self.form, take)
+    }
+
+    fn messages(&self) -> u32 {
+        match &self.what {
+            What::Frames { frames, .. } => frames.messages,
+            What::ForOwnTask => 0,
+        }
+    }
+}
+
+/// Tells forms apart.
+fn identity(form: &dyn Form) -> usize {
+    std::ptr::from_ref(form).cast::<()>().addr()
+}
+
+/// One session's fan-out.
+struct FanOut {
+    session: SessionId,
+    engine: Arc<dyn Engine>,
+    followers: Followers,
+    head: watch::Receiver<Head>,
+    sent: Counter,
+}
+
+impl FanOut {
+    async fn walk_all(self: &Arc<Self>, tasks: &TaskTracker) {
+        let pieces = lock(&self.followers).pieces();
+        let shares = (pieces / PIECES_FOR_A_TASK).clamp(1, SPLIT);
+        let others: Vec<_> = (1..shares)
+            .map(|share| {
+                let fan_out = Arc::clone(self);
+                tasks.spawn(async move { fan_out.walk(share, shares).await })
+            })
+            .collect();
+        self.walk(0, shares).await;
+        for other in others {
+            // It ends by itself; a panic in it was reported.
+            drop(other.await);
+        }
+    }
+
+    /// Brings every follower of every so-manieth piece to the head, as it is when its piece has its turn.
+    async fn walk(&self, first: usize, step: usize) {
+        let mut batches = Batches { current: Arc::new(Batch::none(self.head().epoch)), kept: VecDeque::new() };
+        let mut index = first;
+        loop {
+            let Some(piece) = lock(&self.followers).piece(index) else { return };
+            let head = self.head();
+            let mut sent = 0;
+            for follower in piece.iter() {
+                sent += self.serve(follower, head, &mut batches).await;
+            }
+            self.sent.inc_by(sent);
+            index += step;
+            drop(piece);
+            // More may be committed meanwhile: who comes later gets it in the same write. Other tasks have their turn, and
+            // so has the thread that commits where it shares the core.
+            tokio::task::yield_now().await;
+            std::thread::yield_now();
+        }
+    }
+
+    fn head(&self) -> At {
+        let head = self.head.borrow();
+        At { epoch: head.epoch, next: head.next }
+    }
+
+    /// Returns how many messages went out.
+    async fn serve(&self, follower: &Follower, head: At, batches: &mut Batches) -> u64 {
+        let (mut sent, mut taken) = (0, 0);
+        loop {
+            match batches.current.offer(follower) {
+                Offered::Taken => {
+                    sent += u64::from(batches.current.messages());
+                    taken += 1;
+                    if batches.current.to >= head.next {
+                        return sent;
+                    }
+                    if taken == BATCHES {
+                        break;
+                    }
+                }
+                Offered::Elsewhere(at, _) if at.epoch == head.epoch && at.next >= head.next => return sent,
+                Offered::Elsewhere(at, _) if at.epoch != head.epoch => break,
+                Offered::Elsewhere(at, outlet) => self.find(at, &outlet, batches).await,
+                Offered::NotHeld => break,
+            }
+        }
+        follower.place.give_back();
+        follower.wake();
+        sent
+    }
+
+    /// Makes the batch from this place the current one.
+    async fn find(&self, from: At, outlet: &SharedOutlet, batches: &mut Batches) {
+        let form = Some(identity(outlet.form()));
+        if let Some(known) = batches.kept.iter().find(|batch| (batch.form, batch.from) == (form, from)) {
+            batches.current = Arc::clone(known);
+            return;
+        }
+        let records = self.engine.read(self.session, from.next, STEP).await.unwrap_or_default();
+        let for_own_task = records.is_empty() || records.iter().any(|record| is_urgent(&record.kind));
+        let what = if for_own_task {
+            What::ForOwnTask
+        } else {
+            let has_picture = records.iter().any(|record| *record.kind == *kind::SCREENSHOT);
+            What::Frames { frames: outlet.form().frames(from.epoch, &records), has_picture }
+        };
+        let to = records.last().map_or(from.next, |record| record.offset + 1);
+        batches.current = Arc::new(Batch { form, from, to, what });
+        batches.kept.truncate(KEPT - 1);
+        batches.kept.push_front(Arc::clone(&batches.current));
+    }
+
+    async fn call_all(&self) {
+        let mut index = 0;
+        loop {
+            let Some(piece) = lock(&self.followers).piece(index) else { return };
+            piece.iter().for_each(|follower| follower.wake());
+            index += 1;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// The batches of one walk.
+struct Batches {
+    current: Arc<Batch>,
+    kept: VecDeque<Arc<Batch>>,
+}
+
+/// After these the surface pings at once: whoever looks shall prove it soon.
+pub fn is_urgent(kind: &str) -> bool {
+    kind == kind::GUARDRAIL_TRIGGER || kind::is_result(kind) || kind == kind::SESSION_ENDED
 }
 
 /// A subscription's place in the hub; dropping it detaches.
@@ -182,12 +470,24 @@ pub struct Attachment {
     hub: Hub,
     session: SessionId,
     follower: Arc<Follower>,
+    seat: Seat,
 }
 
 impl Attachment {
-    /// Says that this subscription is about to read: whatever is committed from now on wakes it again.
-    pub fn reading(&self) {
-        self.follower.marked.store(false, Ordering::Release);
+    /// Says that this subscription is about to read: whatever is committed from now on wakes it again. Returns where the
+    /// fan-out left it, if that had its place.
+    pub fn take_back(&self) -> Option<At> {
+        self.follower.place.take_back()
+    }
+
+    /// Leaves the subscription to the fan-out from here on, unless something was committed behind it.
+    pub fn hand_over(&self, at: At, outlet: SharedOutlet, head: impl FnOnce() -> At) -> bool {
+        self.follower.place.hand_over(at, outlet, head)
+    }
+
+    /// Where the fan-out has the subscription, if it has.
+    pub fn at(&self) -> Option<At> {
+        self.follower.place.at()
     }
 
     /// Wakes the subscription itself, to go on where it stopped.
@@ -198,6 +498,8 @@ impl Attachment {
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        self.hub.detach(self.session, &self.follower);
+        // Nothing goes out for it after this, whoever holds a piece of the audience.
+        self.follower.place.take_back();
+        self.hub.detach(self.session, &self.follower, self.seat);
     }
 }

@@ -1,8 +1,9 @@
 //! One subscription's life: attach, snapshot, what was missed, live, the end. It knows no socket and no wire form.
 //!
 //! A [`Following`] hands out [`Step`]s; a surface turns each into its own frames and sends them before it asks for the
-//! next. So the log stays the only buffer: a slow surface asks later, and finds more in one read. What it holds of the
-//! hub and of the watchers ends with it, exactly once.
+//! next. So the log stays the only buffer: a slow surface asks later, and finds more in one read. While it is live and has
+//! nothing more to hand out, the hub's fan-out may write its events to its outlet. What it holds of the hub and of the
+//! watchers ends with it, exactly once.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -17,15 +18,13 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     control::HolderKey,
-    engine::{Engine, EngineError, Head, ReadLimit, Record},
-    hub::{Attachment, Hub, Side, Signal},
+    engine::{Engine, EngineError, Head, Record},
+    hub::{At, Attachment, Caller, Hub, Outlet, STEP, Side, Signal, is_urgent},
     images::Picture,
     session::{Session, Snapshot},
     watch::{Guard, Leave, Newcomer},
 };
 
-/// How much one step reads: enough to be worth a write, little enough to hold for a slow socket.
-const STEP: ReadLimit = ReadLimit { records: 256, bytes: 64 * 1024 };
 /// An owner that does not answer for this long ends the subscription: its connection may follow other sessions too.
 const SNAPSHOT_WAIT: Duration = Duration::from_secs(10);
 /// A session's end is told with its subscription's end after this, if no proof came before.
@@ -98,6 +97,8 @@ pub struct Following {
     session: Session,
     engine: Arc<dyn Engine>,
     attachment: Attachment,
+    /// Where the fan-out may write events.
+    outlet: Option<Arc<dyn Outlet>>,
     guard: Guard,
     wanted: Wanted,
     phase: Phase,
@@ -129,7 +130,8 @@ impl Following {
         wanted: Wanted,
         newcomer: Newcomer,
     ) -> Self {
-        let attachment = hub.attach(session.id, session.source(), signal, slot);
+        let caller = Caller { signal, slot, pictures: wanted.pictures };
+        let attachment = hub.attach(session.id, session.source(), &engine, caller);
         let guard = session.watch.enter(newcomer, Instant::now());
         let head = session.head();
         let (next, gap) = start(wanted.since, &head);
@@ -138,6 +140,7 @@ impl Following {
             session,
             engine,
             attachment,
+            outlet: None,
             guard,
             wanted,
             phase: Phase::Begin { gap },
@@ -155,6 +158,13 @@ impl Following {
 
     pub fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// From now on events may go straight to this outlet. The surface queues there what steps hand out, before it asks
+    /// for the next step.
+    pub fn set_outlet(&mut self, outlet: Arc<dyn Outlet>) {
+        // What a filter takes out differs between subscribers.
+        self.outlet = Some(outlet).filter(|_| self.wanted.filter.is_empty());
     }
 
     /// Whether the place that its client asked for can no longer be had. True until the first step says so.
@@ -183,8 +193,16 @@ impl Following {
 
     /// The position from which the client may resume.
     pub fn position(&self) -> Option<Position> {
-        let resumable = matches!(self.phase, Phase::Live | Phase::Ended) || self.next > 0;
-        (resumable && self.next > 0).then(|| Position { epoch: self.epoch, offset: self.next - 1 })
+        let next = self.attachment.at().map_or(self.next, |at| at.next);
+        (next > 0).then(|| Position { epoch: self.epoch, offset: next - 1 })
+    }
+
+    /// Everything up to here has been handed out.
+    fn shown(&self) -> Option<u64> {
+        match self.attachment.at() {
+            Some(at) => at.next.checked_sub(1),
+            None => self.shown,
+        }
     }
 
     /// What is to be sent next.
@@ -192,7 +210,10 @@ impl Following {
     /// # Errors
     /// When the session's owner or the engine does not answer: the subscription ends.
     pub async fn step(&mut self) -> Result<Step, Refusal> {
-        self.attachment.reading();
+        if let Some(at) = self.attachment.take_back() {
+            self.next = at.next;
+            self.shown = at.next.checked_sub(1);
+        }
         match self.phase {
             Phase::Begin { gap: Some(reason) } => {
                 self.phase = Phase::Begin { gap: None };
@@ -268,7 +289,24 @@ impl Following {
         if let Some(picture) = self.newer_picture(&head) {
             return Ok(Step::Picture(picture));
         }
-        Ok(if self.has_ended()? { Step::Ended } else { Step::Nothing })
+        if self.has_ended()? {
+            return Ok(Step::Ended);
+        }
+        self.hand_over();
+        Ok(Step::Nothing)
+    }
+
+    /// There is nothing to hand out: what comes may go straight to the outlet.
+    fn hand_over(&self) {
+        let Some(outlet) = self.outlet.as_ref().filter(|_| self.ended_seen.is_none()) else { return };
+        let at = At { epoch: self.epoch, next: self.next };
+        let head = || {
+            let head = self.session.head();
+            At { epoch: head.epoch, next: head.next }
+        };
+        if !self.attachment.hand_over(at, Arc::clone(outlet), head) {
+            self.attachment.wake();
+        }
     }
 
     async fn events(&mut self) -> Result<Step, Refusal> {
@@ -361,7 +399,7 @@ impl Following {
     /// A ping goes out now: its answer will prove everything handed out so far. Returns the resume position, if it
     /// moved since the last ping.
     pub fn mark(&mut self, ping: u64) -> Option<Position> {
-        let shown = self.shown?;
+        let shown = self.shown()?;
         if self.marks.back().map(|(_, offset)| *offset).or(self.proved) == Some(shown) {
             return None;
         }
@@ -378,6 +416,9 @@ impl Following {
         while let Some((_, offset)) = self.marks.pop_front_if(|(marked, _)| *marked <= ping) {
             proved = Some(offset);
         }
+        if self.marks.is_empty() {
+            self.marks = VecDeque::new();
+        }
         match proved {
             Some(offset) => self.prove(offset, now),
             None => self.guard.alive(now),
@@ -387,7 +428,7 @@ impl Following {
     /// The client says that it has everything up to here; what it was not sent it cannot have.
     pub fn acknowledged(&mut self, position: Position, now: Instant) {
         if position.epoch == self.epoch
-            && let Some(shown) = self.shown
+            && let Some(shown) = self.shown()
         {
             self.prove(position.offset.min(shown), now);
         }
@@ -413,9 +454,4 @@ fn start(since: Since, head: &Head) -> (u64, Option<GapReason>) {
         Since::After(position) if position.offset + 1 < head.first => (head.first, Some(GapReason::Trimmed)),
         Since::After(position) => (position.offset + 1, None),
     }
-}
-
-/// After these the surface pings at once: whoever looks shall prove it soon.
-fn is_urgent(kind: &str) -> bool {
-    kind == kind::GUARDRAIL_TRIGGER || kind::is_result(kind) || kind == kind::SESSION_ENDED
 }

@@ -51,7 +51,7 @@ pub enum Attentive {
 pub struct Newcomer {
     /// The connection's id, as people see it.
     pub subscriber: String,
-    pub who: String,
+    pub who: Arc<str>,
     /// The surface: `websocket`, `socketio`, `sse`.
     pub via: &'static str,
     pub observer: bool,

@@ -319,7 +319,7 @@ pub fn stream(app: App, grant: &Grant, session: Session, since: Since, filter: V
     let able = grant.may(Scope::Answer) && wanted.sees_guardrails();
     let newcomer = Newcomer {
         subscriber: id.to_string(),
-        who: grant.who.to_string(),
+        who: Arc::clone(&grant.who),
         via: "sse",
         observer: false,
         able,

@@ -11,7 +11,7 @@ use std::{
 use axum::{
     Json,
     body::Bytes,
-    extract::{State, WebSocketUpgrade, ws::Message},
+    extract::State,
     http::HeaderMap,
     response::{IntoResponse, Response},
 };
@@ -25,10 +25,12 @@ use onlooker_protocol::{
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::{
     App, Body, Caller, Path, Query, Refused, allowed, bearer,
-    wire::{Turn, Wire, close_code},
+    upgrade::Upgrade,
+    wire::{self, Turn, Wire, close_code},
 };
 use crate::{
     auth::Grant,
@@ -39,8 +41,10 @@ use crate::{
     session::{NewSession, Origin, Session},
 };
 
-const READ_BUFFER: usize = 16 * 1024;
-const WRITE_BUFFER: usize = 16 * 1024;
+/// Bytes that are read at once.
+const READ: usize = 64 * 1024;
+/// What a quiet runtime's connection keeps for its next frame.
+const ROOM: usize = 16 * 1024;
 const GOODBYE: Duration = Duration::from_secs(2);
 /// A runtime that is silent for this many pings is gone.
 const SILENT_PINGS: u32 = 3;
@@ -49,20 +53,15 @@ const FILL: usize = 64 * 1024;
 /// How long one `GET …/commands` may wait.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-pub async fn upgrade(State(app): State<App>, headers: HeaderMap, upgrade: WebSocketUpgrade) -> Response {
+pub async fn upgrade(State(app): State<App>, headers: HeaderMap, upgrade: Upgrade) -> Response {
     let token = bearer(&headers).map(str::to_owned);
-    let frame = app.config.limits.runtime_frame_bytes;
-    upgrade
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_write_buffer_size(frame)
-        .max_frame_size(frame)
-        .max_message_size(frame)
-        .on_upgrade(move |socket| async move {
-            app.metrics.runtimes_opened.inc();
-            let tasks = app.tasks.clone();
-            tasks.spawn(serve(app, Wire::new(socket), token));
-        })
+    let limits = wire::Limits { message: app.config.limits.runtime_frame_bytes, read: READ, room: ROOM };
+    let tasks = app.tasks.clone();
+    upgrade.begin(&tasks, limits, async move |wire| {
+        app.metrics.runtimes_opened.inc();
+        let tasks = app.tasks.clone();
+        tasks.spawn(serve(app, wire, token));
+    })
 }
 
 async fn serve(app: App, mut wire: Wire, token: Option<String>) {

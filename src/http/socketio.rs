@@ -22,10 +22,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use axum::{
     Json,
     body::{Body, Bytes},
-    extract::{
-        ConnectInfo, FromRequest as _, Request, State,
-        ws::{WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
-    },
+    extract::{ConnectInfo, FromRequest as _, Request, State, ws::rejection::WebSocketUpgradeRejection},
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
@@ -37,13 +34,13 @@ use polling::Polling;
 use serde_json::json;
 use transport::Transport;
 
-use super::{App, bearer, wire::Wire};
+use super::{App, bearer, upgrade::Upgrade, wire};
 use crate::{config::secret::Secret, ids::random_token};
 
-/// Bytes that tungstenite reads at once: idle connections keep this buffer, and what they send is mostly pongs.
-const READ_BUFFER: usize = 256;
-/// Frames up to this size together become one write.
-const WRITE_BUFFER: usize = 4 * 1024;
+/// Bytes that are read at once.
+const READ: usize = 4 * 1024;
+/// What idle connections keep for their next frame: most are pongs of one byte.
+const ROOM: usize = 32;
 /// The longest `t` that is remembered, in bytes.
 const T: usize = 64;
 
@@ -120,7 +117,7 @@ impl Asked {
 /// Every request of the surface.
 pub async fn handle(
     State(app): State<App>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    upgrade: Result<Upgrade, WebSocketUpgradeRejection>,
     request: Request,
 ) -> Response {
     let asked = match Asked::read(request.uri()) {
@@ -203,24 +200,20 @@ async fn post(app: &App, sid: &str, request: Request) -> Result<Response, Refuse
 }
 
 /// A websocket: a session of its own, or the upgrade of one that polls.
-fn over_websocket(app: App, asked: &Asked, upgrade: WebSocketUpgrade, request: &Request) -> Result<Response, Refused> {
-    let limits = &app.config.limits;
-    let upgrade = upgrade
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_write_buffer_size(limits.send_queue_bytes + limits.picture_bytes)
-        .max_frame_size(limits.client_frame_bytes)
-        .max_message_size(limits.client_frame_bytes);
+fn over_websocket(app: App, asked: &Asked, upgrade: Upgrade, request: &Request) -> Result<Response, Refused> {
+    let limits = wire::Limits { message: app.config.limits.client_frame_bytes, read: READ, room: ROOM };
     let tasks = app.tasks.clone();
     if let Some(sid) = &asked.sid {
         let desk = app.socketio.desks.get(sid).ok_or(Refused::UnknownSid)?;
-        return Ok(upgrade.on_upgrade(async move |socket| desk.upgrade(socket).await));
+        return Ok(upgrade.begin(&tasks, limits, async move |wire| desk.upgrade(wire).await));
     }
     let door = door(&app, request.headers(), request);
-    Ok(upgrade.on_upgrade(async move |socket| {
-        let mut transport = Transport::websocket(Wire::new(socket));
+    let response = upgrade.begin(&tasks, limits, async move |wire| {
+        let mut transport = Transport::websocket(wire);
         transport.queue(Item::Text(opening(&app, &random_token(), &[]).into()));
         // A task of its own, so that the upgrade's larger future does not live as long as the connection.
+        let tasks = app.tasks.clone();
         tasks.spawn(serve(Box::new(Connection::new(app, transport, door))));
-    }))
+    });
+    Ok(response)
 }

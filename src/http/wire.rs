@@ -1,14 +1,37 @@
-//! A WebSocket as both WebSocket surfaces use it: what is to be sent waits in one small bounded place, reading goes on
+//! A WebSocket as its connection's own task uses it: what is to be sent waits in one small bounded place, reading goes on
 //! meanwhile, and a peer that takes nothing is found out.
+//!
+//! tungstenite is in charge of the protocol: it reads frames, answers pings and closes. Messages to the peer are framed
+//! here, because the same bytes go to many: a server's frames are not masked (RFC 6455, 5.1).
 
-use std::{collections::VecDeque, future::poll_fn, task::Poll, time::Duration};
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io::{self, Cursor, Read, Write},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
-use bytes::Bytes;
-use futures::{Sink, Stream, StreamExt};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use onlooker_protocol::Code;
 use serde::Serialize;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    io::ReadBuf,
+    time::{Instant, timeout},
+};
+use tokio_tungstenite::tungstenite::{
+    self, Message, Utf8Bytes,
+    protocol::{
+        CloseFrame, Role, WebSocketConfig, WebSocketContext,
+        frame::{
+            FrameHeader,
+            coding::{Data, OpCode},
+        },
+    },
+};
+
+use super::socket::Socket;
 
 /// What a turn came to.
 pub enum Turn {
@@ -16,130 +39,195 @@ pub enum Turn {
     /// The peer's close frame, with its code if it had one.
     Closed(Option<u16>),
     /// A frame was larger than allowed, not UTF-8, or broke the protocol; or the transport is gone.
-    Broken(axum::Error),
+    Broken(tungstenite::Error),
     /// Everything that waited is with the kernel.
     Flushed,
 }
 
+/// What a peer may send.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    /// Bytes of one frame, and of one message.
+    pub message: usize,
+    /// Bytes that are read at once: what is much larger than most messages saves calls, and is shared by all
+    /// connections of a thread. An idle connection keeps none of it.
+    pub read: usize,
+    /// Bytes that an idle connection keeps for its next frame.
+    pub room: usize,
+}
+
 /// With this much waiting, nothing more is read: answers that nobody takes must not pile up.
 const READ_WHILE: usize = 1024 * 1024;
+/// What one thread reads at once, at most.
+const READ: usize = 64 * 1024;
+/// Bytes of the longest header of a frame (RFC 6455, 5.2).
+const LONGEST_HEADER: usize = 14;
+/// A longer payload is not copied behind its header.
+const COPIED: usize = 2048;
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
+}
 
 pub struct Wire {
-    socket: WebSocket,
-    out: VecDeque<Message>,
-    waiting_bytes: usize,
-    unflushed: bool,
-    /// Messages that were ever queued.
-    queued: u64,
-    /// Since when the peer has taken nothing of what waits.
-    stalled_since: Option<Instant>,
+    socket: Arc<Socket>,
+    /// `None` while there is nothing to remember of what came: idle connections are many.
+    protocol: Option<Box<WebSocketContext>>,
+    boundary: Boundary,
+    /// Bytes that came and were not taken apart yet.
+    input: Bytes,
+    limits: Limits,
 }
 
 impl Wire {
-    pub fn new(socket: WebSocket) -> Self {
-        Self { socket, out: VecDeque::new(), waiting_bytes: 0, unflushed: false, queued: 0, stalled_since: None }
+    pub(super) fn new(socket: Socket, input: Bytes, limits: Limits) -> Self {
+        let mut boundary = Boundary::default();
+        boundary.follow(&input);
+        Self { socket: Arc::new(socket), protocol: None, boundary, input, limits }
     }
 
-    /// Bytes that wait and were not handed to the socket yet.
+    /// The socket, for those who write to it from elsewhere.
+    pub fn socket(&self) -> &Arc<Socket> {
+        &self.socket
+    }
+
+    /// Bytes that wait and are not with the kernel yet.
     pub fn waiting(&self) -> usize {
-        self.waiting_bytes
+        self.socket.waiting()
     }
 
     pub fn is_idle(&self) -> bool {
-        self.out.is_empty() && !self.unflushed
+        self.socket.is_idle()
     }
 
     /// Since when the peer has taken nothing although something waits.
     pub fn stalled_since(&self) -> Option<Instant> {
-        self.stalled_since
+        self.socket.stalled_since()
     }
 
     pub fn send<T: Serialize>(&mut self, frame: &T) {
-        let text = serde_json::to_string(frame).expect("a frame is plain data");
-        self.queue(Message::Text(text.into()));
+        let text = serde_json::to_vec(frame).expect("a frame is plain data");
+        self.queue(Data::Text, text.into());
     }
 
     /// Sends finished JSON.
     pub fn send_text(&mut self, text: Bytes) {
-        match Utf8Bytes::try_from(text) {
-            Ok(text) => self.queue(Message::Text(text)),
-            Err(_) => debug_assert!(false, "frames in the log are UTF-8"),
-        }
+        debug_assert!(std::str::from_utf8(&text).is_ok(), "frames in the log are UTF-8");
+        self.queue(Data::Text, text);
     }
 
     /// Sends a text that others send too.
     pub fn send_text_shared(&mut self, text: Utf8Bytes) {
-        self.queue(Message::Text(text));
-    }
-
-    /// Messages that were ever queued.
-    pub fn queued(&self) -> u64 {
-        self.queued
-    }
-
-    /// Of those, how many the socket has taken.
-    pub fn handed_on(&self) -> u64 {
-        self.queued - self.out.len() as u64
+        self.queue(Data::Text, text.into());
     }
 
     pub fn send_binary(&mut self, frame: Bytes) {
-        self.queue(Message::Binary(frame));
+        self.queue(Data::Binary, frame);
     }
 
-    fn queue(&mut self, message: Message) {
-        self.waiting_bytes += size(&message);
-        self.queued += 1;
-        self.out.push_back(message);
-        self.stalled_since.get_or_insert_with(Instant::now);
+    /// Sends finished frames: so many messages.
+    pub fn send_frames(&mut self, frames: Bytes, messages: u32) {
+        self.socket.queue([frames], messages);
+    }
+
+    fn queue(&mut self, kind: Data, payload: Bytes) {
+        let mut frame = BytesMut::with_capacity(frame_size(payload.len().min(COPIED)));
+        begin_frame(kind, payload.len(), &mut frame);
+        if payload.len() <= COPIED {
+            frame.put_slice(&payload);
+            self.socket.queue([frame.freeze()], 1);
+        } else {
+            self.socket.queue([frame.freeze(), payload], 1);
+        }
+    }
+
+    /// Messages that were ever queued, by anybody.
+    pub fn queued(&self) -> u64 {
+        self.socket.queued()
+    }
+
+    /// Of those, how many are with the kernel.
+    pub fn handed_on(&self) -> u64 {
+        self.socket.handed_on()
     }
 
     /// Sends what waits and receives what comes, whichever is first. Cancel safe.
     pub async fn turn(&mut self) -> Turn {
-        poll_fn(|cx| {
-            if let Poll::Ready(turn) = self.poll_send(cx) {
-                return Poll::Ready(turn);
-            }
-            if self.waiting_bytes > READ_WHILE {
-                // Sending wakes this; a peer that takes nothing is found out by its stall.
-                return Poll::Pending;
-            }
-            self.socket.poll_next_unpin(cx).map(|next| match next {
-                Some(Ok(Message::Close(frame))) => Turn::Closed(frame.map(|frame| frame.code)),
-                Some(Ok(message)) => Turn::Received(message),
-                Some(Err(error)) => Turn::Broken(error),
-                None => Turn::Closed(None),
-            })
-        })
-        .await
+        poll_fn(|cx| self.poll_turn(cx)).await
     }
 
-    fn poll_send(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Turn> {
-        let mut socket = std::pin::Pin::new(&mut self.socket);
-        while !self.out.is_empty() {
-            match Sink::poll_ready(socket.as_mut(), cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Turn::Broken(error)),
-                Poll::Pending => return Poll::Pending,
+    pub fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        match self.socket.poll_flush(cx) {
+            Poll::Ready(Ok(true)) => return Poll::Ready(Turn::Flushed),
+            Poll::Ready(Ok(false)) => {}
+            Poll::Ready(Err(error)) => return Poll::Ready(Turn::Broken(error.into())),
+            // Sending wakes this; a peer that takes nothing is found out by its stall.
+            Poll::Pending if self.waiting() > READ_WHILE => return Poll::Pending,
+            Poll::Pending => {}
+        }
+        let received = ready!(self.poll_message(cx));
+        // Answers to pings, and the answer to a close, are on their way before anybody acts on what was received.
+        if let Poll::Ready(Err(error)) = self.socket.poll_flush(cx) {
+            return Poll::Ready(Turn::Broken(error.into()));
+        }
+        Poll::Ready(match received {
+            Ok(Message::Close(frame)) => Turn::Closed(frame.map(|frame| frame.code.into())),
+            Ok(message) => Turn::Received(message),
+            Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed) => Turn::Closed(None),
+            Err(error) => Turn::Broken(error),
+        })
+    }
+
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, tungstenite::Error>> {
+        loop {
+            if let Some(read) = self.take_apart(false) {
+                return Poll::Ready(read);
             }
-            let message = self.out.pop_front().expect("not empty");
-            self.waiting_bytes -= size(&message);
-            self.unflushed = true;
-            self.stalled_since = Some(Instant::now());
-            if let Err(error) = Sink::start_send(socket.as_mut(), message) {
-                return Poll::Ready(Turn::Broken(error));
+            let at_end = ready!(self.poll_input(cx))?;
+            if at_end {
+                let read = self.take_apart(true);
+                return Poll::Ready(read.unwrap_or(Err(tungstenite::Error::ConnectionClosed)));
             }
         }
-        if !self.unflushed {
-            return Poll::Pending;
+    }
+
+    /// Reads what came into `input`, which is empty. Ready with whether that was the end of the stream.
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut into = ReadBuf::new(&mut buffer[..self.limits.read.min(READ)]);
+            ready!(self.socket.poll_read(cx, &mut into))?;
+            self.input = Bytes::copy_from_slice(into.filled());
+            self.boundary.follow(&self.input);
+            Poll::Ready(Ok(into.filled().is_empty()))
+        })
+    }
+
+    /// The next message in `input`, if it is whole.
+    fn take_apart(&mut self, at_end: bool) -> Option<Result<Message, tungstenite::Error>> {
+        if self.protocol.is_none() && self.input.is_empty() && !at_end {
+            return None;
         }
-        match Sink::poll_flush(socket, cx) {
-            Poll::Ready(Ok(())) => {
-                self.unflushed = false;
-                self.stalled_since = None;
-                Poll::Ready(Turn::Flushed)
+        let protocol = self.protocol.get_or_insert_with(|| Box::new(begin(self.limits)));
+        let mut ends = Ends { input: &mut self.input, at_end, out: Vec::new() };
+        let read = protocol.read(&mut ends);
+        if matches!(read, Ok(Message::Ping(_) | Message::Close(_))) {
+            // What answers it is made by the next call otherwise. Its error says that all is over, as `read` will.
+            let _ = protocol.flush(&mut ends);
+        }
+        let (out, is_active) = (ends.out, protocol.can_write());
+        match (out.is_empty(), is_active) {
+            (true, _) => {}
+            (false, true) => self.socket.queue([out.into()], 0),
+            (false, false) => self.socket.queue_last(out.into()),
+        }
+        match read {
+            Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                if is_active && self.boundary.is_between_messages() {
+                    self.protocol = None;
+                }
+                None
             }
-            Poll::Ready(Err(error)) => Poll::Ready(Turn::Broken(error)),
-            Poll::Pending => Poll::Pending,
+            read => Some(read),
         }
     }
 
@@ -153,48 +241,149 @@ impl Wire {
         // A control frame holds 125 bytes, two of them the code (RFC 6455, 5.5).
         let end = reason.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 123).last();
         let reason = &reason[..end.unwrap_or(0)];
-        let frame = CloseFrame { code, reason: reason.into() };
         if flush && !self.is_idle() {
             let _ = timeout(within, async {
                 while !self.is_idle() && !matches!(self.turn().await, Turn::Broken(_) | Turn::Closed(_)) {}
             })
             .await;
         }
+        let mut ends = Ends { input: &mut Bytes::new(), at_end: false, out: Vec::new() };
+        let frame = CloseFrame { code: code.into(), reason: reason.into() };
+        let protocol = self.protocol.get_or_insert_with(|| Box::new(begin(self.limits)));
+        if protocol.close(&mut ends, Some(frame)).is_ok() {
+            self.socket.queue_last(ends.out.into());
+        }
         let closing = async {
-            let mut socket = std::pin::Pin::new(&mut self.socket);
-            poll_fn(|cx| Sink::poll_ready(socket.as_mut(), cx)).await?;
-            Sink::start_send(socket.as_mut(), Message::Close(Some(frame)))?;
-            poll_fn(|cx| Sink::poll_flush(socket.as_mut(), cx)).await?;
             // Until the peer's own close frame: it then knows the code.
-            while poll_fn(|cx| socket.as_mut().poll_next(cx)).await.is_some_and(|next| next.is_ok()) {}
-            Ok::<(), axum::Error>(())
+            while !matches!(self.turn().await, Turn::Broken(_) | Turn::Closed(_)) {}
         };
         let _ = timeout(within, closing).await;
     }
 }
 
-fn size(message: &Message) -> usize {
-    match message {
-        Message::Text(text) => text.len(),
-        Message::Binary(bytes) | Message::Ping(bytes) | Message::Pong(bytes) => bytes.len(),
-        Message::Close(_) => 0,
+fn begin(limits: Limits) -> WebSocketContext {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(limits.room)
+        .write_buffer_size(0)
+        .max_message_size(Some(limits.message))
+        .max_frame_size(Some(limits.message));
+    WebSocketContext::new(Role::Server, Some(config))
+}
+
+/// Where the frames end in what came: between messages tungstenite has nothing to remember.
+#[derive(Default)]
+struct Boundary {
+    /// Bytes of the frame that has begun which are still to come.
+    left: u64,
+    /// A header that has not come whole.
+    header: Vec<u8>,
+    /// The last frame of a message is still to come.
+    in_message: bool,
+    /// What came is no frame. tungstenite will say so.
+    lost: bool,
+}
+
+impl Boundary {
+    fn follow(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && !self.lost {
+            let skipped = self.left.min(bytes.len() as u64);
+            self.left -= skipped;
+            bytes = &bytes[skipped as usize..];
+            if !bytes.is_empty() {
+                bytes = self.take_header(bytes);
+            }
+        }
+    }
+
+    /// Returns what lies behind the header.
+    fn take_header<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let before = self.header.len();
+        let more = bytes.len().min(LONGEST_HEADER - before);
+        self.header.extend_from_slice(&bytes[..more]);
+        let mut cursor = Cursor::new(self.header.as_slice());
+        match FrameHeader::parse(&mut cursor) {
+            Ok(Some((header, length))) => {
+                let used = cursor.position() as usize - before;
+                self.left = length;
+                if matches!(header.opcode, OpCode::Data(_)) {
+                    self.in_message = !header.is_final;
+                }
+                self.header = Vec::new();
+                &bytes[used..]
+            }
+            // A header that is not whole is shorter than the longest.
+            Ok(None) => &[],
+            Err(_) => {
+                self.lost = true;
+                &[]
+            }
+        }
+    }
+
+    fn is_between_messages(&self) -> bool {
+        self.left == 0 && self.header.is_empty() && !self.in_message && !self.lost
     }
 }
 
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.socket.shut();
+    }
+}
+
+/// Both ends of the connection, as tungstenite sees them: bytes that came, and bytes that are to go.
+struct Ends<'a> {
+    input: &'a mut Bytes,
+    at_end: bool,
+    out: Vec<u8>,
+}
+
+impl Read for Ends<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.input.is_empty() {
+            return if self.at_end { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
+        }
+        let taken = into.len().min(self.input.len());
+        self.input.copy_to_slice(&mut into[..taken]);
+        if self.input.is_empty() {
+            // An idle connection keeps nothing of what it was sent.
+            *self.input = Bytes::new();
+        }
+        Ok(taken)
+    }
+}
+
+impl Write for Ends<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a message of so many bytes takes up as one frame.
+pub(super) fn frame_size(payload: usize) -> usize {
+    // The longest header of a frame without a mask.
+    payload + 10
+}
+
+/// Writes the header of a message that is one frame, unmasked.
+pub(super) fn begin_frame(kind: Data, payload: usize, into: &mut BytesMut) {
+    let header = FrameHeader { opcode: OpCode::Data(kind), ..FrameHeader::default() };
+    header.format(payload as u64, &mut into.writer()).expect("memory takes all of it");
+}
+
 /// How a broken turn is closed: by what was wrong with the peer's frame, as far as it can be told.
-pub fn close_code(error: &axum::Error) -> Option<(Code, &'static str)> {
-    use tokio_tungstenite::tungstenite::Error;
-    use tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake;
-    let source = std::error::Error::source(error)?.downcast_ref::<Error>()?;
-    match source {
+pub fn close_code(error: &tungstenite::Error) -> Option<(Code, &'static str)> {
+    use tungstenite::{Error, error::ProtocolError::ResetWithoutClosingHandshake};
+    match error {
         // Nobody is there any more: no frame of theirs was wrong.
         Error::Protocol(ResetWithoutClosingHandshake) => None,
         Error::Capacity(_) => Some((Code::FrameTooLarge, "the frame is larger than allowed")),
         Error::Utf8(_) => Some((Code::UnreadableFrame, "text frames are UTF-8")),
-        // The listener's own clock for peers that take nothing; it may strike before the connection's.
-        Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut => {
-            Some((Code::TooSlow, "nothing was read for too long; reconnect and resume"))
-        }
         Error::Protocol(_) => Some((Code::UnreadableFrame, "this breaks the WebSocket protocol")),
         _ => None,
     }

@@ -168,7 +168,10 @@ pub(super) struct Patience {
     pub stall: Duration,
 }
 
-/// A socket that knows when responses are written. It holds the connection's place, also after an upgrade.
+/// A connection's place among all, held for as long as its socket is open, also after an upgrade.
+pub(super) type Held = (OwnedSemaphorePermit, Place);
+
+/// A socket that knows when responses are written.
 pub(super) struct Tracked<S> {
     inner: S,
     link: Arc<Link>,
@@ -179,13 +182,18 @@ pub(super) struct Tracked<S> {
     seen: u32,
     /// Runs while the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
-    _place: (OwnedSemaphorePermit, Place),
+    held: Held,
 }
 
 impl<S> Tracked<S> {
-    pub(super) fn new(inner: S, link: Arc<Link>, patience: Patience, place: (OwnedSemaphorePermit, Place)) -> Self {
+    pub(super) fn new(inner: S, link: Arc<Link>, patience: Patience, held: Held) -> Self {
         let head = Some(Box::pin(tokio::time::sleep(patience.header)));
-        Self { inner, link, patience, head, seen: 0, stalled: None, _place: place }
+        Self { inner, link, patience, head, seen: 0, stalled: None, held }
+    }
+
+    /// What is left of it after an upgrade.
+    pub(super) fn into_parts(self) -> (S, Held) {
+        (self.inner, self.held)
     }
 
     /// Passes a result of writing on, unless the peer has taken nothing for too long.

@@ -4,46 +4,44 @@
 //! finds its events in the log later instead of in a queue here.
 
 mod connection;
+mod followings;
+mod outlet;
 mod requests;
 
-use std::{sync::atomic::Ordering, time::Duration};
-
-use axum::{
-    extract::{State, WebSocketUpgrade, ws::Message},
-    http::HeaderMap,
-    response::Response,
+use std::{
+    future::poll_fn,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
-use connection::{BoardFollowing, Connection, Ended};
+
+use axum::{extract::State, http::HeaderMap, response::Response};
+use connection::{Connection, Ended, Event};
 use onlooker_protocol::{
     Code, SUBPROTOCOL, VERSION,
     subscriber::{AuthNeed, GatewayToSubscriber, SubscriberLimits, SubscriberToGateway},
 };
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::{
     App, bearer,
-    wire::{Turn, Wire, close_code},
+    upgrade::Upgrade,
+    wire::{self, Turn, Wire, close_code},
 };
 use crate::{auth::Grant, config::key::Scope, ids::ConnectionId, watch::Leave};
 
-/// Bytes that tungstenite reads at once: idle connections keep this buffer.
-const READ_BUFFER: usize = 1024;
-/// Frames up to this size together become one write.
-const WRITE_BUFFER: usize = 4 * 1024;
+/// Bytes that are read at once.
+const READ: usize = 4 * 1024;
+/// What idle connections keep for their next frame: most are pongs.
+const ROOM: usize = 32;
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-pub async fn upgrade(State(app): State<App>, headers: HeaderMap, upgrade: WebSocketUpgrade) -> Response {
+pub async fn upgrade(State(app): State<App>, headers: HeaderMap, upgrade: Upgrade) -> Response {
     let token = bearer(&headers).map(str::to_owned);
-    let limits = &app.config.limits;
-    upgrade
-        .protocols([SUBPROTOCOL])
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_write_buffer_size(limits.send_queue_bytes + limits.picture_bytes)
-        .max_frame_size(limits.client_frame_bytes)
-        .max_message_size(limits.client_frame_bytes)
-        .on_upgrade(move |socket| serve(app, Wire::new(socket), token))
+    let limits = wire::Limits { message: app.config.limits.client_frame_bytes, read: READ, room: ROOM };
+    let tasks = app.tasks.clone();
+    upgrade.protocol(SUBPROTOCOL).begin(&tasks, limits, move |wire| serve(app, wire, token))
 }
 
 async fn serve(app: App, wire: Wire, token: Option<String>) {
@@ -109,13 +107,13 @@ fn hello(app: &App, id: ConnectionId) -> GatewayToSubscriber {
 }
 
 /// Who it is: from the upgrade's header, from the first frame, or everybody in open mode.
-async fn authenticate(app: &App, wire: &mut Wire, token: Option<String>) -> Result<Grant, Refusing> {
+async fn authenticate(app: &App, wire: &mut Wire, token: Option<String>) -> Result<Arc<Grant>, Refusing> {
     let token = match token {
         _ if app.auth.is_open() => String::new(),
         Some(token) => token,
         None => auth_frame(app, wire).await?,
     };
-    let grant = app.auth.authenticate(&token).map_err(|error| {
+    let grant = app.auth.authenticate_shared(&token).map_err(|error| {
         tracing::debug!(%error, "a subscriber was refused");
         Refusing::Code(Code::AuthFailed, "the key or token is unknown or has expired")
     })?;
@@ -150,50 +148,22 @@ async fn auth_frame(app: &App, wire: &mut Wire) -> Result<String, Refusing> {
     }
 }
 
-/// Serves the connection until something ends it.
+/// Serves the connection until something ends it. Whatever is rare is boxed: idle connections are many, and pay for what
+/// is in this future.
 async fn run(connection: &mut Connection) -> Ended {
-    let app = connection.app.clone();
-    let timer = sleep_until(connection.next_deadline());
-    tokio::pin!(timer);
     loop {
-        if let Err(ended) = connection.fill().await {
+        let done = if connection.has_to_fill() { Box::pin(connection.fill()).await } else { Ok(()) };
+        if let Err(ended) = done {
             return ended;
         }
-        let deadline = connection.next_deadline();
-        if timer.deadline() != deadline {
-            timer.as_mut().reset(deadline);
-        }
-        let wants_more = connection.wants_more();
-        let (wire, signal, board) = connection.parts();
-        let turn = tokio::select! {
-            biased;
-            () = app.stopping.cancelled() => return Ended::Stopping,
-            turn = wire.turn() => turn,
-            () = signal.wait(), if wants_more => continue,
-            () = BoardFollowing::changed(board), if wants_more => continue,
-            () = timer.as_mut() => match connection.on_time(Instant::now()) {
-                Ok(()) => continue,
-                Err(ended) => return ended,
-            },
+        let done = match poll_fn(|cx| connection.poll_event(cx)).await {
+            Event::Stopping => return Ended::Stopping,
+            Event::Called => Ok(()),
+            Event::Time => connection.on_time(Instant::now()),
+            Event::Turn(turn) => Box::pin(connection.take_turn(turn)).await,
         };
-        match turn {
-            Turn::Flushed => {}
-            Turn::Closed(code) => return Ended::ByPeer(code),
-            Turn::Broken(error) => {
-                return close_code(&error).map_or(Ended::Lost, |(code, why)| Ended::Close(code, why));
-            }
-            Turn::Received(Message::Text(text)) => {
-                if let Err(ended) = Box::pin(connection.receive(&text)).await {
-                    return ended;
-                }
-            }
-            Turn::Received(Message::Binary(_)) => {
-                connection.unreadable("subscribers send text frames");
-                if let Err(ended) = connection.check_patience() {
-                    return ended;
-                }
-            }
-            Turn::Received(_) => {}
+        if let Err(ended) = done {
+            return ended;
         }
     }
 }
@@ -217,6 +187,30 @@ async fn finish(mut connection: Box<Connection>, ended: Ended) {
             wire.send(&GatewayToSubscriber::Goaway { reason, after, resume: true });
             app.metrics.closed(Code::GoingAway);
             wire.close(Code::GoingAway, "the gateway is stopping", GOODBYE).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_size<F: Future>(_: impl FnOnce(&'static mut Connection) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        // Each is held once by every idle connection with one subscription. What makes one larger is to be boxed, unless
+        // every connection needs it.
+        assert!(future_size(run) <= 96, "run {}", future_size(run));
+        let sizes = [
+            ("connection", size_of::<Connection>(), 400),
+            ("subscription", size_of::<followings::Followed>(), 392),
+            ("socket", size_of::<super::super::socket::Socket>(), 192),
+        ];
+        for (what, size, most) in sizes {
+            assert!(size <= most, "{what}: {size} bytes");
         }
     }
 }

@@ -388,7 +388,7 @@ fn any_act() -> impl Strategy<Value = (u64, Act)> {
 fn newcomer(able: bool) -> Newcomer {
     Newcomer {
         subscriber: "s".to_owned(),
-        who: "w".to_owned(),
+        who: "w".into(),
         via: "websocket",
         observer: false,
         able,

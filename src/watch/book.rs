@@ -27,7 +27,8 @@ const DEPARTURES: usize = 64;
 pub(crate) struct Book {
     times: WatchTimes,
     next_id: u64,
-    entries: HashMap<u64, Entry>,
+    /// Boxed: a map has room for more than there are.
+    entries: HashMap<u64, Box<Entry>>,
     /// By credential: one poller however often it polls. Each of them counts.
     pollers: HashMap<Arc<str>, Poller>,
     /// Who counts and when that ends, unless they do something before. A poll under way has no end.
@@ -131,7 +132,7 @@ impl Book {
             Attentive::Idle => Attention::Idle,
         };
         let live_until = now + self.times.live_window;
-        let mut entry = Entry { newcomer, live_until, attention, proved: None, counted_until: None };
+        let mut entry = Box::new(Entry { newcomer, live_until, attention, proved: None, counted_until: None });
         entry.counted_until = entry.counts_until(now);
         let id = self.next_id;
         self.next_id += 1;
@@ -309,7 +310,7 @@ impl Book {
             .values()
             .map(|entry| WatcherView {
                 subscriber: entry.newcomer.subscriber.clone(),
-                who: entry.newcomer.who.clone(),
+                who: entry.newcomer.who.to_string(),
                 via: entry.newcomer.via.to_owned(),
                 counts: entry.counted_until.is_some(),
                 able: entry.newcomer.able,

@@ -16,7 +16,7 @@ fn seconds(n: u64) -> Duration {
 fn newcomer(attentive: Attentive) -> Newcomer {
     Newcomer {
         subscriber: "connection".to_owned(),
-        who: "ada".to_owned(),
+        who: "ada".into(),
         via: "websocket",
         observer: false,
         able: true,

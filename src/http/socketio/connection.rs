@@ -6,9 +6,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use axum::extract::ws::Utf8Bytes;
 use onlooker_protocol::code::Code;
 use tokio::time::{Instant, sleep_until};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::{
     super::App,
@@ -178,6 +178,7 @@ impl Connection {
             if self.signal.take().is_none() {
                 break;
             }
+            joined.set_outlet(&self.transport);
             match joined.following.step().await {
                 Ok(Step::Ended) => return Err(Ended::SessionOver),
                 Ok(step) => {

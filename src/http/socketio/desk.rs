@@ -5,11 +5,11 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use axum::extract::ws::WebSocket;
 use bytes::Bytes;
 use dashmap::DashMap;
 use tokio::sync::{mpsc, oneshot};
 
+use super::super::wire::Wire;
 use crate::ids::random_token;
 
 /// Requests of one session that may wait for its connection. One of each kind at a time is what the protocol allows.
@@ -22,7 +22,7 @@ pub(super) enum Asked {
     /// Answered once its packets are taken; with nothing if they were no packets.
     Post { body: Bytes, reply: oneshot::Sender<()> },
     /// It begins an upgrade.
-    Upgrade(Box<WebSocket>),
+    Upgrade(Box<Wire>),
     /// A request broke the rules: the session ends.
     Misused,
 }
@@ -98,9 +98,9 @@ impl Desk {
         self.asked.send(Asked::Post { body, reply }).await.is_ok() && taken.await.is_ok()
     }
 
-    pub(super) async fn upgrade(&self, socket: WebSocket) {
+    pub(super) async fn upgrade(&self, wire: Wire) {
         // A session that has ended meanwhile drops the socket.
-        let _ = self.asked.send(Asked::Upgrade(Box::new(socket))).await;
+        let _ = self.asked.send(Asked::Upgrade(Box::new(wire))).await;
     }
 
     pub(super) async fn misused(&self) {

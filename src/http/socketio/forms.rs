@@ -5,18 +5,35 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, OnceLock, Weak},
+    ops::Deref,
+    sync::{
+        Arc, Mutex, OnceLock, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use axum::extract::ws::Utf8Bytes;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use dashmap::DashMap;
 use onlooker_protocol::event::{Epoch, EventFrame, kind};
 use serde_json::json;
+use tokio_tungstenite::tungstenite::{Utf8Bytes, protocol::frame::coding::Data};
 
-use super::{super::webrun::frames, packet};
-use crate::{engine::Record, ids::SessionId, images::Picture, session::unnamed::Shown};
+use super::{
+    super::{
+        socket::Socket,
+        webrun::frames,
+        wire::{begin_frame, frame_size},
+    },
+    packet,
+};
+use crate::{
+    engine::Record,
+    hub::{self, Frames, Outlet},
+    ids::SessionId,
+    images::Picture,
+    session::unnamed::Shown,
+};
 
 /// Forms kept for one session, and the bytes of their records.
 const KEPT: usize = 256;
@@ -81,21 +98,80 @@ impl PictureForm {
 pub(super) struct Forms(Arc<DashMap<SessionId, Weak<SessionForms>>>);
 
 impl Forms {
-    /// Those of one session, for as long as somebody holds them.
-    pub(super) fn of(&self, session: SessionId) -> Arc<SessionForms> {
+    /// Those of one session, for one more follower.
+    pub(super) fn of(&self, session: SessionId) -> Share {
         let mut entry = self.0.entry(session).or_default();
         if let Some(forms) = entry.upgrade() {
-            return forms;
+            return Share::of(forms);
         }
-        let forms = Arc::new(SessionForms { all: self.clone(), session, kept: Mutex::default() });
+        let followers = AtomicUsize::new(0);
+        let forms = Arc::new(SessionForms { all: self.clone(), session, followers, kept: Mutex::default() });
         *entry = Arc::downgrade(&forms);
-        forms
+        Share::of(forms)
+    }
+}
+
+/// A follower's share in the forms of its session.
+pub(super) struct Share(Arc<SessionForms>);
+
+impl Share {
+    fn of(forms: Arc<SessionForms>) -> Self {
+        forms.followers.fetch_add(1, Ordering::Relaxed);
+        Self(forms)
+    }
+
+    /// Where the fan-out may write what this follower gets.
+    pub(super) fn outlet(&self, socket: &Arc<Socket>) -> Arc<dyn Outlet> {
+        Arc::new(SessionOutlet { socket: Arc::clone(socket), forms: Arc::clone(&self.0) })
+    }
+}
+
+impl Deref for Share {
+    type Target = SessionForms;
+
+    fn deref(&self) -> &SessionForms {
+        &self.0
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.0.followers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct SessionOutlet {
+    socket: Arc<Socket>,
+    forms: Arc<SessionForms>,
+}
+
+impl Outlet for SessionOutlet {
+    fn take(&self, frames: &Frames) -> bool {
+        // Nothing of it has words here.
+        frames.messages == 0 || self.socket.offer(&frames.bytes, frames.messages)
+    }
+
+    fn form(&self) -> &dyn hub::Form {
+        &*self.forms
+    }
+}
+
+impl hub::Form for SessionForms {
+    fn frames(&self, epoch: Epoch, records: &[Record]) -> Frames {
+        let texts: Vec<_> = records.iter().filter_map(|record| self.of_record(epoch, record).text).collect();
+        let mut frames = BytesMut::with_capacity(texts.iter().map(|text| frame_size(text.len())).sum());
+        for text in &texts {
+            begin_frame(Data::Text, text.len(), &mut frames);
+            frames.put_slice(text.as_bytes());
+        }
+        Frames { bytes: frames.freeze(), messages: texts.len() as u32 }
     }
 }
 
 pub(super) struct SessionForms {
     all: Forms,
     session: SessionId,
+    followers: AtomicUsize,
     kept: Mutex<Kept>,
 }
 
@@ -116,11 +192,11 @@ impl Drop for SessionForms {
 
 impl SessionForms {
     /// A record's form. `epoch` is the one that the reader is in.
-    pub(super) fn of_record(self: &Arc<Self>, epoch: Epoch, record: &Record) -> Form {
+    pub(super) fn of_record(&self, epoch: Epoch, record: &Record) -> Form {
         if !frames::is_heard(&record.kind) {
             return Form::default();
         }
-        if Arc::strong_count(self) == 1 {
+        if self.followers.load(Ordering::Relaxed) == 1 {
             return encode(record);
         }
         let cell = self.kept.lock().expect("no holder panics").cell(epoch, record);
@@ -209,7 +285,7 @@ mod tests {
         );
         assert!(one.kept.lock().unwrap().forms.is_empty());
         let other = forms.of(SessionId::NONE);
-        assert!(Arc::ptr_eq(&one, &other));
+        assert!(Arc::ptr_eq(&one.0, &other.0));
         let texts = [&one, &other].map(|forms| forms.of_record(epoch("abcdefgh"), &record(3, 10)).text.unwrap());
         assert_eq!(texts[0].as_ptr(), texts[1].as_ptr());
         drop((one, other));

@@ -20,7 +20,7 @@ use super::{
         },
     },
     connection::{Connection, Ended},
-    forms::{Item, SessionForms},
+    forms::{Item, Share},
     hearing::OWNER,
     packet,
     transport::Transport,
@@ -65,7 +65,8 @@ pub(super) struct Joined {
     pub shown: Option<Arc<Shown>>,
     /// It has sent something that may have left control or a claim to let go of.
     pub touched: bool,
-    forms: Arc<SessionForms>,
+    has_outlet: bool,
+    forms: Share,
     /// What it has of the session already.
     has: Has,
     /// Questions that this connection was shown and that are still open.
@@ -177,7 +178,7 @@ impl Connection {
         let wanted = Wanted { since: has.since(), filter: Vec::new(), pictures, viewer };
         let newcomer = Newcomer {
             subscriber: self.id.to_string(),
-            who: grant.who.to_string(),
+            who: Arc::clone(&grant.who),
             via: "socketio",
             observer: false,
             able: grant.may(Scope::Answer),
@@ -199,6 +200,7 @@ impl Connection {
             live: false,
             shown: None,
             touched: false,
+            has_outlet: false,
             forms,
             has,
             asked: Vec::new(),
@@ -247,6 +249,16 @@ async fn check_not_over(session: &Session, has: Has) -> Result<(), Refusal> {
 }
 
 impl Joined {
+    /// Over a websocket, events need not pass through here.
+    pub(super) fn set_outlet(&mut self, transport: &Transport) {
+        if !self.has_outlet
+            && let Some(socket) = transport.socket()
+        {
+            self.following.set_outlet(self.forms.outlet(socket));
+            self.has_outlet = true;
+        }
+    }
+
     /// Turns a step into events. Returns whether something was told that is to be proved soon.
     pub(super) fn tell(&mut self, step: Step, app: &App, transport: &mut Transport) -> bool {
         let mut urgent = false;

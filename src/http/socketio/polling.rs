@@ -5,13 +5,13 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use axum::extract::ws::Message;
 use bytes::Bytes;
 use onlooker_protocol::Position;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep_until},
 };
+use tokio_tungstenite::tungstenite::Message;
 
 use super::{
     super::wire::{Turn, Wire},
@@ -216,8 +216,8 @@ impl Polling {
             Asked::Poll { t, reply } => self.polled(t, reply),
             Asked::Post { body, reply } => Happened::Posted { body, reply },
             Asked::Upgrade(_) if self.probe.is_some() => Happened::Nothing,
-            Asked::Upgrade(socket) => {
-                let (wire, until) = (Box::new(Wire::new(*socket)), Instant::now() + UPGRADE);
+            Asked::Upgrade(wire) => {
+                let until = Instant::now() + UPGRADE;
                 self.probe = Some(Probe { wire, until, answered: false });
                 Happened::Nothing
             }

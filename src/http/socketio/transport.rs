@@ -1,12 +1,17 @@
 //! What carries a connection's packets: long-polling, a websocket, or first the one and then the other.
 
-use axum::extract::ws::{Message, Utf8Bytes};
+use std::sync::Arc;
+
 use bytes::Bytes;
 use onlooker_protocol::Position;
 use tokio::{sync::oneshot, time::Instant};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::{
-    super::wire::{self, Wire},
+    super::{
+        socket::Socket,
+        wire::{self, Wire},
+    },
     forms::Item,
     polling::{Happened, Polling},
 };
@@ -110,6 +115,11 @@ impl Transport {
             (None, Some(polling)) => polling.waiting_bytes(),
             _ => 0,
         }
+    }
+
+    /// The websocket that everything goes over, if it does.
+    pub(super) fn socket(&self) -> Option<&Arc<Socket>> {
+        Some(self.wire.as_ref()?.socket())
     }
 
     pub(super) fn stalled_since(&self) -> Option<Instant> {

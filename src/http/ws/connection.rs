@@ -1,26 +1,36 @@
 //! One subscriber connection: its subscriptions, and what it sends next.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    task::{Context, Poll},
     time::SystemTime,
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
+use futures::future::{BoxFuture, FutureExt};
 use onlooker_protocol::{Code, Position, code::Refusal, subscriber::GatewayToSubscriber};
 use tokio::{sync::watch, time::Instant};
+use tokio_tungstenite::tungstenite::Message;
 
-use super::super::{App, wire::Wire};
+use super::{
+    super::{
+        App, ticks,
+        wire::{Turn, Wire, close_code},
+    },
+    followings::{Followed, Followings},
+    outlet::Native,
+};
 use crate::{
     auth::Grant,
     board::Board,
     control::{Holder, HolderKey},
     engine::Record,
     guardrail::Actor,
-    hub::{Side, Signal},
+    hub::{Form, Side, Signal},
     ids::{ConnectionId, SessionId},
     session::Session,
-    subscriber::{Following, Step},
+    subscriber::Step,
     watch::Leave,
 };
 
@@ -45,28 +55,35 @@ pub(super) struct Connection {
     pub app: App,
     pub wire: Wire,
     pub id: ConnectionId,
-    pub grant: Grant,
+    pub grant: Arc<Grant>,
     pub signal: Arc<Signal>,
-    /// Boxed: a map keeps room for more than the one that most connections have.
-    pub followings: HashMap<u32, Box<Following>>,
-    pub by_session: HashMap<SessionId, u32>,
-    pub references: HashMap<u32, String>,
-    pub next_slot: u32,
+    pub followings: Followings,
     pub board: Option<Box<BoardFollowing>>,
     /// Sessions in which this connection may hold control or claims.
-    pub touched: HashSet<SessionId>,
+    pub touched: BTreeSet<SessionId>,
     last_ping: u64,
     next_ping: Instant,
     /// A ping was due while something waited: it goes out before anything else is asked for.
     owes_ping: bool,
     last_pong: Instant,
+    /// When it will be poked to look at the time.
+    poked_at: Option<Instant>,
     unreadable: u32,
+}
+
+/// What a connection has to see to.
+pub(super) enum Event {
+    Turn(Turn),
+    /// A subscription may have something, or a summary has changed.
+    Called,
+    Time,
+    Stopping,
 }
 
 /// The following of a project's summaries.
 pub(super) struct BoardFollowing {
     pub board: Arc<Board>,
-    pub changes: watch::Receiver<u64>,
+    change: BoxFuture<'static, watch::Receiver<u64>>,
     pub version: u64,
     /// Until the first pass is through, summaries go out in chunks.
     pub first_pass: bool,
@@ -74,7 +91,7 @@ pub(super) struct BoardFollowing {
 }
 
 impl Connection {
-    pub(super) fn new(app: App, wire: Wire, id: ConnectionId, grant: Grant) -> Self {
+    pub(super) fn new(app: App, wire: Wire, id: ConnectionId, grant: Arc<Grant>) -> Self {
         let now = Instant::now();
         let next_ping = now + app.config.times.ping_every;
         Self {
@@ -83,16 +100,14 @@ impl Connection {
             id,
             grant,
             signal: Arc::default(),
-            followings: HashMap::new(),
-            by_session: HashMap::new(),
-            references: HashMap::new(),
-            next_slot: 0,
+            followings: Followings::default(),
             board: None,
-            touched: HashSet::new(),
+            touched: BTreeSet::new(),
             last_ping: 0,
             next_ping,
             owes_ping: false,
             last_pong: now,
+            poked_at: None,
             unreadable: 0,
         }
     }
@@ -106,13 +121,48 @@ impl Connection {
         self.app.session(&self.grant, id)
     }
 
-    pub(super) fn wants_more(&self) -> bool {
-        self.wire.waiting() < FILL && self.wire.is_idle()
+    /// What happens next. Cancel safe.
+    pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if self.app.stopping.is_cancelled() {
+            return Poll::Ready(Event::Stopping);
+        }
+        if let Poll::Ready(turn) = self.wire.poll_turn(cx) {
+            return Poll::Ready(Event::Turn(turn));
+        }
+        let wants_more = self.wire.is_idle();
+        if wants_more
+            && let Some(board) = &mut self.board
+            && board.poll_changed(cx).is_ready()
+        {
+            return Poll::Ready(Event::Called);
+        }
+        let called = self.signal.poll_wait(cx, wants_more).is_ready();
+        match self.poked_at {
+            Some(at) if Instant::now() >= at => {
+                self.poked_at = None;
+                Poll::Ready(Event::Time)
+            }
+            _ if called => Poll::Ready(Event::Called),
+            _ => {
+                // Also when the fan-out has woken it: what that wrote may have begun to wait.
+                self.watch_the_time();
+                Poll::Pending
+            }
+        }
     }
 
-    /// The wire, and what else the connection waits for: parts that can be waited on at once.
-    pub(super) fn parts(&mut self) -> (&mut Wire, &Signal, Option<&mut BoardFollowing>) {
-        (&mut self.wire, &self.signal, self.board.as_deref_mut())
+    /// Sees to it that it is poked when something is due.
+    fn watch_the_time(&mut self) {
+        let deadline = self.next_deadline();
+        if self.poked_at.is_none_or(|at| deadline + ticks::GRAIN <= at) {
+            self.app.ticks.poke_at(deadline, &self.signal);
+            self.poked_at = Some(deadline);
+        }
+    }
+
+    /// Whether [`Self::fill`] may have something to do.
+    pub(super) fn has_to_fill(&self) -> bool {
+        self.owes_ping || self.board.is_some() || self.signal.is_ready()
     }
 
     /// Asks subscriptions for what they have, until enough waits or nothing is left.
@@ -125,7 +175,7 @@ impl Connection {
         let mut urgent = false;
         while self.wire.waiting() < FILL {
             let Some(slot) = self.signal.take() else { break };
-            let Some(following) = self.followings.get_mut(&slot) else { continue };
+            let Some(Followed { following, .. }) = self.followings.get_mut(slot) else { continue };
             match following.step().await {
                 Ok(step) => {
                     urgent |= following.take_urgent();
@@ -142,7 +192,7 @@ impl Connection {
     }
 
     fn send_step(&mut self, slot: u32, step: Step) {
-        let following = self.followings.get(&slot).expect("just stepped");
+        let Followed { following, reference } = self.followings.get_mut(slot).expect("just stepped");
         let session = following.session().id.to_string();
         match step {
             Step::Nothing => return,
@@ -151,7 +201,7 @@ impl Connection {
                 self.wire.send(&GatewayToSubscriber::Gap { session, reason, from });
             }
             Step::Snapshot(snapshot) => self.wire.send(&GatewayToSubscriber::Snapshot {
-                reference: self.references.remove(&slot),
+                reference: reference.take().map(String::from),
                 session,
                 position: snapshot.position,
                 state: Box::new((*snapshot.state).clone()),
@@ -161,17 +211,16 @@ impl Connection {
             Step::Replay(records) => self.wire.send_text(replay(&session, &records)),
             Step::Live(position) => self.wire.send(&GatewayToSubscriber::Live { session, position }),
             Step::Events(records) => {
-                self.app.metrics.frames_sent.inc_by(records.len() as u64);
-                for record in records {
-                    self.wire.send_text(record.frame);
-                }
+                let frames = Native.frames(following.epoch(), &records);
+                self.app.metrics.frames_sent.inc_by(u64::from(frames.messages));
+                self.wire.send_frames(frames.bytes, frames.messages);
                 return;
             }
             Step::Side(side) => self.send_side(session, &side),
             Step::Picture(picture) => self.wire.send_binary(picture.frame.clone()),
             Step::Ended => return self.end_following(slot, &Refusal::plain(Code::SessionEnded)),
         }
-        if let Some(following) = self.followings.get(&slot) {
+        if let Some(Followed { following, .. }) = self.followings.get_mut(slot) {
             following.wake();
         }
     }
@@ -183,10 +232,8 @@ impl Connection {
 
     /// The gateway ends a subscription.
     fn end_following(&mut self, slot: u32, refusal: &Refusal) {
-        let Some(following) = self.followings.remove(&slot) else { return };
+        let Some(following) = self.followings.remove(slot) else { return };
         let session = following.session().id;
-        self.by_session.remove(&session);
-        self.references.remove(&slot);
         let leave = if refusal.code == Code::SessionEnded { Leave::Clean } else { Leave::Abnormal };
         following.end(leave);
         self.wire.send(&GatewayToSubscriber::Unsubscribed {
@@ -253,7 +300,7 @@ impl Connection {
                 self.owes_ping = true;
                 self.next_ping = now + times.ping_every;
             }
-            for following in self.followings.values().filter(|f| f.deadline().is_some_and(|at| now >= at)) {
+            for following in self.followings.iter().filter(|f| f.deadline().is_some_and(|at| now >= at)) {
                 following.wake();
             }
         }
@@ -266,7 +313,7 @@ impl Connection {
         let id = self.last_ping;
         let positions: BTreeMap<String, Position> = self
             .followings
-            .values_mut()
+            .iter_mut()
             .filter_map(|following| Some((following.session().id.to_string(), following.mark(id)?)))
             .collect();
         self.wire.send(&GatewayToSubscriber::Ping { id, positions });
@@ -279,8 +326,24 @@ impl Connection {
         }
         let now = Instant::now();
         self.last_pong = now;
-        for following in self.followings.values_mut() {
+        for following in self.followings.iter_mut() {
             following.answered(id, now);
+        }
+    }
+
+    // --- what comes ---------------------------------------------------------------------------------------------
+
+    pub(super) async fn take_turn(&mut self, turn: Turn) -> Result<(), Ended> {
+        match turn {
+            Turn::Flushed => Ok(()),
+            Turn::Closed(code) => Err(Ended::ByPeer(code)),
+            Turn::Broken(error) => Err(close_code(&error).map_or(Ended::Lost, |(code, why)| Ended::Close(code, why))),
+            Turn::Received(Message::Text(text)) => self.receive(&text).await,
+            Turn::Received(Message::Binary(_)) => {
+                self.unreadable("subscribers send text frames");
+                self.check_patience()
+            }
+            Turn::Received(_) => Ok(()),
         }
     }
 
@@ -308,7 +371,7 @@ impl Connection {
 
     /// Everything that it held ends, once.
     pub(super) async fn let_go(&mut self, leave: Leave) {
-        for (_, following) in self.followings.drain() {
+        for following in self.followings.take_all() {
             following.end(leave);
         }
         for id in std::mem::take(&mut self.touched) {
@@ -324,14 +387,29 @@ impl Connection {
 }
 
 impl BoardFollowing {
-    /// Resolves when the followed project has changed; never without one. Cancel safe.
-    pub(super) async fn changed(following: Option<&mut Self>) {
-        let Some(following) = following else { return std::future::pending().await };
+    pub(super) fn new(board: Arc<Board>, reference: Option<String>) -> Self {
+        let change = next_change(board.follow());
+        Self { board, change, version: 0, first_pass: true, reference }
+    }
+
+    /// Ready when the followed project has changed.
+    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let changes = std::task::ready!(self.change.as_mut().poll(cx));
+        self.change = next_change(changes);
+        Poll::Ready(())
+    }
+}
+
+/// Resolves when it has changed.
+fn next_change(mut changes: watch::Receiver<u64>) -> BoxFuture<'static, watch::Receiver<u64>> {
+    async move {
         // A board lives as long as its project is known.
-        if following.changes.changed().await.is_err() {
+        if changes.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+        changes
     }
+    .boxed()
 }
 
 /// A chunk of history: finished event frames in one array, none of them encoded again.

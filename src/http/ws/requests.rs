@@ -1,6 +1,6 @@
 //! What a subscriber asks for, frame by frame.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use onlooker_protocol::{
     code::{Code, Refusal},
@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     super::allowed,
     connection::{BoardFollowing, Connection, Ended},
+    followings::Followed,
 };
 use crate::{
     config::key::Scope,
@@ -47,13 +48,10 @@ impl Connection {
             SubscriberToGateway::Subscribe(subscribe) => self.subscribe(subscribe),
             SubscriberToGateway::Unsubscribe { session, project } => self.unsubscribe(session.as_deref(), project),
             SubscriberToGateway::Attention { session, state } => self.attention(session.as_deref(), state),
-            SubscriberToGateway::Ack { session, position } => {
-                let slot = session.parse().ok().and_then(|id| self.by_session.get(&id).copied());
-                match slot.and_then(|slot| self.followings.get_mut(&slot)) {
-                    Some(following) => following.acknowledged(position, Instant::now()),
-                    None => self.refuse(None, Refusal::plain(Code::NotSubscribed)),
-                }
-            }
+            SubscriberToGateway::Ack { session, position } => match self.followings.of_session(&session) {
+                Some(following) => following.acknowledged(position, Instant::now()),
+                None => self.refuse(None, Refusal::plain(Code::NotSubscribed)),
+            },
             SubscriberToGateway::Pong { id } => self.pong(id),
             SubscriberToGateway::Answer { reference, session, guardrail_id, answer } => {
                 let asked = self.answer(&session, guardrail_id, answer).await;
@@ -134,7 +132,7 @@ impl Connection {
 
     fn follow_session(&mut self, id: &str, subscribe: Subscribe) -> Result<(), Refusal> {
         let session = self.session(id)?;
-        if self.by_session.contains_key(&session.id) {
+        if self.followings.slot_of(session.id).is_some() {
             return Err(Refusal::plain(Code::AlreadySubscribed));
         }
         self.check_room()?;
@@ -149,23 +147,20 @@ impl Connection {
         };
         let newcomer = Newcomer {
             subscriber: self.id.to_string(),
-            who: self.grant.who.to_string(),
+            who: Arc::clone(&self.grant.who),
             via: "websocket",
             observer: subscribe.role == Role::Observer,
             able: self.grant.may(Scope::Answer) && wanted.sees_guardrails(),
             sees_results: wanted.sees_results(),
             attentive: if subscribe.attention == Attention::Active { Attentive::Active } else { Attentive::Idle },
         };
-        let slot = self.next_slot;
-        self.next_slot += 1;
-        let engine = std::sync::Arc::clone(&self.app.directory.services().engine);
+        let slot = self.followings.new_slot();
+        let engine = Arc::clone(&self.app.directory.services().engine);
         let hub = self.app.hub.clone();
-        let following = Following::begin(session.clone(), engine, &hub, (&self.signal, slot), wanted, newcomer);
-        self.by_session.insert(session.id, slot);
-        self.followings.insert(slot, Box::new(following));
-        if let Some(reference) = subscribe.reference {
-            self.references.insert(slot, reference);
-        }
+        let mut following = Following::begin(session.clone(), engine, &hub, (&self.signal, slot), wanted, newcomer);
+        following.set_outlet(Arc::clone(self.wire.socket()) as _);
+        let reference = subscribe.reference.map(String::into_boxed_str);
+        self.followings.insert(slot, Followed { following, reference });
         Ok(())
     }
 
@@ -175,8 +170,7 @@ impl Connection {
         }
         self.check_room()?;
         let board = self.app.directory.services().boards.of(&self.grant.project);
-        let changes = board.follow();
-        self.board = Some(Box::new(BoardFollowing { board, changes, version: 0, first_pass: true, reference }));
+        self.board = Some(Box::new(BoardFollowing::new(board, reference)));
         Ok(())
     }
 
@@ -192,9 +186,8 @@ impl Connection {
         if project && self.board.take().is_some() {
             return;
         }
-        let slot = session.and_then(|id| id.parse().ok()).and_then(|id| self.by_session.remove(&id));
-        slot.and_then(|slot| self.references.remove(&slot));
-        match slot.and_then(|slot| self.followings.remove(&slot)) {
+        let slot = session.and_then(|id| id.parse().ok()).and_then(|id| self.followings.slot_of(id));
+        match slot.and_then(|slot| self.followings.remove(slot)) {
             Some(following) => following.end(Leave::Clean),
             None => self.refuse(None, Refusal::plain(Code::NotSubscribed)),
         }
@@ -203,14 +196,11 @@ impl Connection {
     fn attention(&mut self, session: Option<&str>, state: Attention) {
         let (now, active) = (Instant::now(), state == Attention::Active);
         match session {
-            None => self.followings.values().for_each(|following| following.guard().attention(active, now)),
-            Some(session) => {
-                let slot = session.parse().ok().and_then(|id| self.by_session.get(&id));
-                match slot.and_then(|slot| self.followings.get(slot)) {
-                    Some(following) => following.guard().attention(active, now),
-                    None => self.refuse(None, Refusal::plain(Code::NotSubscribed)),
-                }
-            }
+            None => self.followings.iter().for_each(|following| following.guard().attention(active, now)),
+            Some(session) => match self.followings.of_session(session) {
+                Some(following) => following.guard().attention(active, now),
+                None => self.refuse(None, Refusal::plain(Code::NotSubscribed)),
+            },
         }
     }
 }

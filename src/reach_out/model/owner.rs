@@ -165,7 +165,7 @@ impl Owner {
     pub(super) fn enter(&mut self, able: bool, now: u32) -> u64 {
         let newcomer = Newcomer {
             subscriber: String::new(),
-            who: String::new(),
+            who: "".into(),
             via: "websocket",
             observer: false,
             able,

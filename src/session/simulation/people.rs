@@ -143,7 +143,7 @@ impl Visit {
         };
         let newcomer = Newcomer {
             subscriber: connection.to_string(),
-            who: who.to_string(),
+            who: who.to_string().into(),
             via: manner.via,
             observer: manner.observer,
             able: manner.able,

@@ -221,7 +221,7 @@ impl Life {
         let directory = Directory::new(services, owner_tasks.clone(), owners.clone());
         directory.restore().await.expect("reading does not fail at a start");
         let dispatching = tokio::spawn(dispatcher.run(Arc::new(directory.clone()), outbox.clone()));
-        let hub = Hub::new(TaskTracker::new(), CancellationToken::new());
+        let hub = Hub::new(TaskTracker::new(), CancellationToken::new(), Default::default());
         let life = Self { world: Arc::clone(world), directory, hub, nth };
         (life, Process { owners, outbox, owner_tasks, dispatching })
     }

@@ -208,11 +208,11 @@ fn apply(edge: &Edge, book: &mut Book, simple: &mut Simple, now: Instant) {
     let name = |n: u64| -> Arc<str> { n.to_string().into() };
     match *edge {
         Edge::Enter { able, observer, attentive } => {
-            let (subscriber, who) = (String::new(), String::new());
+            let (subscriber, who) = (String::new(), "".into());
             let newcomer =
                 Newcomer { subscriber, who, via: "websocket", observer, able, sees_results: able, attentive };
             let id = book.enter(newcomer, now);
-            simple.entries.insert(id, book.entries[&id].clone());
+            simple.entries.insert(id, (*book.entries[&id]).clone());
         }
         Edge::Alive(id) => {
             book.alive(id, now);

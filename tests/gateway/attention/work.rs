@@ -49,7 +49,7 @@ const TIMES: WatchTimes = WatchTimes {
 fn enter(watch: &Watch, now: Instant) -> Guard {
     let newcomer = Newcomer {
         subscriber: "connection".to_owned(),
-        who: "ada".to_owned(),
+        who: "ada".into(),
         via: "websocket",
         observer: false,
         able: true,
