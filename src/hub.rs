@@ -88,6 +88,8 @@ pub struct Side {
 pub struct Source {
     pub head: watch::Receiver<Head>,
     pub side: watch::Receiver<Side>,
+    /// Changes when a reduced picture is ready.
+    pub pictures: watch::Receiver<()>,
 }
 
 #[derive(Clone)]
@@ -163,6 +165,7 @@ async fn follow(mut source: Source, followers: Arc<Mutex<Vec<Arc<Follower>>>>, s
             () = stop.cancelled() => return,
             changed = source.head.changed() => changed.is_err(),
             changed = source.side.changed() => changed.is_err(),
+            changed = source.pictures.changed() => changed.is_err(),
         };
         let snapshot: Vec<Arc<Follower>> = followers.lock().expect("no holder panics").clone();
         for chunk in snapshot.chunks(CHUNK) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use onlooker_protocol::{
     code::{Code, Refusal},
     subscriber::{
-        Answer, Attention, GatewayToSubscriber, PictureLevel, Role, SessionCommand, Subscribe, SubscriberToGateway,
+        Answer, Attention, GatewayToSubscriber, Role, SessionCommand, Subscribe, SubscriberToGateway,
     },
 };
 use serde_json::{Map, Value, json};
@@ -144,7 +144,7 @@ impl Connection {
         let wanted = Wanted {
             since: subscribe.since,
             filter: subscribe.filter,
-            pictures: subscribe.pictures == PictureLevel::Full,
+            pictures: subscribe.pictures,
             viewer: HolderKey::Connection(self.id),
         };
         let newcomer = Newcomer {
