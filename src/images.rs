@@ -325,3 +325,6 @@ impl Kept {
         self.bytes = self.entries.iter().map(Entry::bytes).sum();
     }
 }
+
+#[cfg(test)]
+mod tests;

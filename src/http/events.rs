@@ -122,8 +122,12 @@ async fn page(
     asked: Asked,
     written: Option<Written>,
 ) -> Result<Response, Refusal> {
-    let wanted =
-        Wanted { since: asked.since, filter: asked.filter, pictures: PictureLevel::None, viewer: credential_holder(&caller.0).by };
+    let wanted = Wanted {
+        since: asked.since,
+        filter: asked.filter,
+        pictures: PictureLevel::None,
+        viewer: credential_holder(&caller.0).by,
+    };
     let credential: Arc<str> = format!("{:?}", caller.0.credential).into();
     let able = caller.0.may(Scope::Answer) && wanted.sees_guardrails();
     let poll = session.watch.poll(credential, &caller.0.who, able, Instant::now());

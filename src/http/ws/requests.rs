@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use onlooker_protocol::{
     code::{Code, Refusal},
-    subscriber::{
-        Answer, Attention, GatewayToSubscriber, Role, SessionCommand, Subscribe, SubscriberToGateway,
-    },
+    subscriber::{Answer, Attention, GatewayToSubscriber, Role, SessionCommand, Subscribe, SubscriberToGateway},
 };
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout};
