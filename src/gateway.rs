@@ -37,7 +37,7 @@ use crate::{
     http::{self, App, Parts, events::Alive, guard::Guard, listener, ticks::Ticks, tls, webrun::rates::Rates},
     hub::Hub,
     ids::SessionId,
-    images::ImageBounds,
+    images::{ImageBounds, Reducer},
     links::Links,
     metrics::Metrics,
     notifier::{
@@ -163,7 +163,8 @@ impl Gateway {
         let (webhooks, carrier) =
             TaskWebhooks::new(CarrierOptions::new(config.webrun.private_webhooks), Arc::clone(&metrics))
                 .map_err(WebhookError::Client)?;
-        let services = Arc::new(services(&config, Arc::clone(&engine), (outbox, webhooks), chats, metrics));
+        let reducer = Reducer::new(stop.hub_tasks.clone(), stop.hub.clone(), Arc::clone(&metrics));
+        let services = Arc::new(services(&config, Arc::clone(&engine), (outbox, webhooks), chats, (metrics, reducer)));
         let directory = Directory::new(Arc::clone(&services), stop.owner_tasks.clone(), stop.owners.clone());
         let listen = |source| StartError::Listen { address: config.listen.address, source };
         let listener = TcpListener::bind(config.listen.address).await.map_err(listen)?;
@@ -372,7 +373,7 @@ fn services(
     engine: Arc<dyn Engine>,
     (outbox, webhooks): (Outbox, TaskWebhooks),
     chats: Chats,
-    metrics: Arc<Metrics>,
+    (metrics, reducer): (Arc<Metrics>, Reducer),
 ) -> Services {
     let (limits, times) = (&config.limits, &config.times);
     Services {
@@ -410,6 +411,7 @@ fn services(
             remember: times.grace.max(times.first_look),
         },
         images: ImageBounds { count: limits.pictures, bytes: limits.picture_bytes },
+        reducer,
         times: SessionTimes {
             offer: times.offer,
             runtime_grace: times.runtime_grace,

@@ -177,6 +177,8 @@ pub struct Side {
 pub struct Source {
     pub head: watch::Receiver<Head>,
     pub side: watch::Receiver<Side>,
+    /// Changes when a reduced picture is ready.
+    pub pictures: watch::Receiver<()>,
 }
 
 /// How a subscription is called, and whether its own task has more to send than events.
@@ -238,15 +240,14 @@ impl Hub {
     fn begin(&self, session: SessionId, source: Source, engine: &Arc<dyn Engine>) -> Topic {
         let followers = Followers::default();
         let stop = self.inner.shutdown.child_token();
-        let Source { head, side } = source;
         let fan_out = FanOut {
             session,
             engine: Arc::clone(engine),
             followers: Arc::clone(&followers),
-            head: head.clone(),
+            head: source.head.clone(),
             sent: self.inner.sent.clone(),
         };
-        self.inner.tasks.spawn(follow(Arc::new(fan_out), head, side, self.inner.tasks.clone(), stop.clone()));
+        self.inner.tasks.spawn(follow(Arc::new(fan_out), source, self.inner.tasks.clone(), stop.clone()));
         Topic { followers, stop }
     }
 
@@ -275,8 +276,7 @@ fn lock(followers: &Mutex<Audience<Follower>>) -> MutexGuard<'_, Audience<Follow
 /// Follows one session until it is stopped or the log is gone.
 async fn follow(
     fan_out: Arc<FanOut>,
-    mut head: watch::Receiver<Head>,
-    mut side: watch::Receiver<Side>,
+    Source { mut head, mut side, mut pictures }: Source,
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
@@ -292,8 +292,15 @@ async fn follow(
                 Err(_) => true,
             },
             changed = side.changed() => changed.is_err(),
+            changed = pictures.changed() => match changed {
+                Ok(()) => {
+                    fan_out.call_all(|follower| follower.pictures).await;
+                    continue;
+                }
+                Err(_) => true,
+            },
         };
-        fan_out.call_all().await;
+        fan_out.call_all(|_| true).await;
         if gone {
             return;
         }
@@ -374,8 +381,13 @@ impl FanOut {
     async fn walk(&self, first: usize, step: usize) {
         let mut batches = Batches { current: Arc::new(Batch::none(self.head().epoch)), kept: VecDeque::new() };
         let mut index = first;
-        loop {
-            let Some(piece) = lock(&self.followers).piece(index) else { return };
+        while let Some(piece) = self.piece(index) {
+            if index > first {
+                // More may be committed meanwhile: who comes later gets it in the same write. Other tasks have their turn,
+                // and so has the thread that commits where it shares the core.
+                tokio::task::yield_now().await;
+                std::thread::yield_now();
+            }
             let head = self.head();
             let mut sent = 0;
             for follower in piece.iter() {
@@ -383,12 +395,11 @@ impl FanOut {
             }
             self.sent.inc_by(sent);
             index += step;
-            drop(piece);
-            // More may be committed meanwhile: who comes later gets it in the same write. Other tasks have their turn, and
-            // so has the thread that commits where it shares the core.
-            tokio::task::yield_now().await;
-            std::thread::yield_now();
         }
+    }
+
+    fn piece(&self, index: usize) -> Option<Arc<Vec<Arc<Follower>>>> {
+        lock(&self.followers).piece(index)
     }
 
     fn head(&self) -> At {
@@ -443,11 +454,11 @@ impl FanOut {
         batches.kept.push_front(Arc::clone(&batches.current));
     }
 
-    async fn call_all(&self) {
+    async fn call_all(&self, whom: impl Fn(&Follower) -> bool) {
         let mut index = 0;
-        loop {
-            let Some(piece) = lock(&self.followers).piece(index) else { return };
-            piece.iter().for_each(|follower| follower.wake());
+        while let Some(piece) = self.piece(index) {
+            piece.iter().filter(|follower| whom(follower)).for_each(|follower| follower.wake());
+            drop(piece);
             index += 1;
             tokio::task::yield_now().await;
         }

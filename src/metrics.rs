@@ -35,6 +35,7 @@ pub struct Metrics {
     notices_dead: Family<[(&'static str, String); 1], Gauge>,
     task_webhooks: Family<[(&'static str, &'static str); 1], Counter>,
     callbacks_refused: Family<[(&'static str, &'static str); 2], Counter>,
+    pictures_reduced: Family<[(&'static str, &'static str); 1], Counter>,
     chats_working: Family<[(&'static str, &'static str); 1], Gauge>,
     sessions: Gauge,
     connections: Gauge,
@@ -106,6 +107,9 @@ impl Metrics {
         registry.register("callbacks_refused", help, callbacks_refused.clone());
         let task_webhooks = Family::default();
         registry.register("task_webhooks", "Task webhooks by what became of them", task_webhooks.clone());
+        let pictures_reduced = Family::default();
+        let help = "Pictures that somebody wanted reduced: made smaller, passed on as they were, or skipped";
+        registry.register("pictures_reduced", help, pictures_reduced.clone());
         let (sessions, connections, stored_bytes) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register("sessions", "Sessions known", sessions.clone());
         registry.register("connections", "Connections open", connections.clone());
@@ -141,6 +145,7 @@ impl Metrics {
             notices_dead,
             task_webhooks,
             callbacks_refused,
+            pictures_reduced,
             chats_working,
             sessions,
             connections,
@@ -181,6 +186,11 @@ impl Metrics {
 
     pub fn chat_works(&self, chat: &'static str, works: bool) {
         self.chats_working.get_or_create(&[("chat", chat)]).set(i64::from(works));
+    }
+
+    /// What became of a picture that somebody wanted reduced.
+    pub fn picture_reduced(&self, outcome: &'static str) {
+        self.pictures_reduced.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     /// What became of a task's webhook.

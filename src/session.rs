@@ -201,7 +201,7 @@ impl Session {
 
     /// What the hub follows.
     pub fn source(&self) -> Source {
-        Source { head: self.0.head.clone(), side: self.0.side.clone() }
+        Source { head: self.0.head.clone(), side: self.0.side.clone(), pictures: self.0.images.follow_reduced() }
     }
 
     /// Who watches and who has claimed, as last told.

@@ -11,7 +11,7 @@ use onlooker_protocol::{
     Position,
     code::{Code, Refusal},
     event::{Epoch, Since, kind},
-    subscriber::GapReason,
+    subscriber::{GapReason, PictureLevel},
     view::SessionStatus,
 };
 use tokio::time::{Instant, timeout};
@@ -36,7 +36,7 @@ pub struct Wanted {
     pub since: Since,
     /// Only these types; empty means all.
     pub filter: Vec<String>,
-    pub pictures: bool,
+    pub pictures: PictureLevel,
     /// As whom pictures are seen.
     pub viewer: HolderKey,
 }
@@ -130,7 +130,7 @@ impl Following {
         wanted: Wanted,
         newcomer: Newcomer,
     ) -> Self {
-        let caller = Caller { signal, slot, pictures: wanted.pictures };
+        let caller = Caller { signal, slot, pictures: wanted.pictures != PictureLevel::None };
         let attachment = hub.attach(session.id, session.source(), &engine, caller);
         let guard = session.watch.enter(newcomer, Instant::now());
         let head = session.head();
@@ -354,10 +354,7 @@ impl Following {
     }
 
     fn newer_picture(&mut self, head: &Head) -> Option<Arc<Picture>> {
-        if !self.wanted.pictures {
-            return None;
-        }
-        let newest = self.session.images.latest(&self.wanted.viewer, head.next)?;
+        let newest = self.session.images.latest(&self.wanted.viewer, self.wanted.pictures, head.next)?;
         if self.picture.as_ref() == Some(&newest.id) {
             return None;
         }

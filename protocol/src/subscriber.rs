@@ -16,6 +16,8 @@ use crate::{
 pub enum PictureLevel {
     #[default]
     None,
+    /// Small ones, for grids.
+    Reduced,
     Full,
 }
 

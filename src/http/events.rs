@@ -24,7 +24,7 @@ use onlooker_protocol::{
     Code, Position,
     code::Refusal,
     event::Since,
-    subscriber::{Attention, GapReason},
+    subscriber::{Attention, GapReason, PictureLevel},
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -122,8 +122,12 @@ async fn page(
     asked: Asked,
     written: Option<Written>,
 ) -> Result<Response, Refusal> {
-    let wanted =
-        Wanted { since: asked.since, filter: asked.filter, pictures: false, viewer: credential_holder(&caller.0).by };
+    let wanted = Wanted {
+        since: asked.since,
+        filter: asked.filter,
+        pictures: PictureLevel::None,
+        viewer: credential_holder(&caller.0).by,
+    };
     let credential: Arc<str> = format!("{:?}", caller.0.credential).into();
     let able = caller.0.may(Scope::Answer) && wanted.sees_guardrails();
     let poll = session.watch.poll(credential, &caller.0.who, able, Instant::now());
@@ -315,7 +319,7 @@ impl Drop for Streaming {
 pub fn stream(app: App, grant: &Grant, session: Session, since: Since, filter: Vec<String>) -> Response {
     let (id, signal) = (ConnectionId::random(), Arc::<Signal>::default());
     let viewer = credential_holder(grant).by;
-    let wanted = Wanted { since, filter, pictures: false, viewer };
+    let wanted = Wanted { since, filter, pictures: PictureLevel::None, viewer };
     let able = grant.may(Scope::Answer) && wanted.sees_guardrails();
     let newcomer = Newcomer {
         subscriber: id.to_string(),

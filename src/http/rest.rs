@@ -11,21 +11,24 @@ use axum::{
 use onlooker_protocol::{
     code::{Code, Refusal},
     runtime::OpenSession,
-    subscriber::{Answer, SessionCommand},
+    subscriber::{Answer, PictureLevel, SessionCommand},
     view::{GuardrailState, GuardrailView, GuardrailWhy, SessionStatus, SessionSummary},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{App, Body, Caller, Path, Query, Refused, credential_holder};
 use crate::{
     auth::{Grant, token::TokenRequest},
     clock,
     config::key::Scope,
+    images::Picture,
     session::{NewSession, Origin, Session},
 };
 
+/// How long a request waits for a picture that is being reduced.
+const REDUCING: Duration = Duration::from_secs(10);
 const LIST: usize = 100;
 const LIST_MAX: usize = 1000;
 
@@ -151,14 +154,24 @@ pub async fn watchers(State(app): State<App>, caller: Caller, Path(id): Path<Str
     Ok(Json(json!({ "counts": session.watch.counts(now), "watchers": watchers })))
 }
 
+#[derive(Deserialize)]
+pub struct PictureQuery {
+    level: Option<PictureLevel>,
+}
+
 pub async fn picture(
     State(app): State<App>,
     caller: Caller,
     Path((id, picture)): Path<(String, String)>,
+    Query(query): Query<PictureQuery>,
 ) -> Result<Response, Refused> {
     caller.may(Scope::Watch)?;
     let session = app.session(&caller.0, &id)?;
-    Ok(picture_of(&session, &caller.0, &picture)?)
+    Ok(match query.level.unwrap_or(PictureLevel::Full) {
+        PictureLevel::Full => picture_of(&session, &caller.0, &picture)?,
+        PictureLevel::Reduced => reduced_picture_of(&session, &caller.0, &picture).await?,
+        PictureLevel::None => return Err(Refusal::new(Code::Invalid, "`level` is full or reduced").into()),
+    })
 }
 
 /// A picture's bytes, for whoever may see it now.
@@ -167,7 +180,17 @@ pub async fn picture(
 /// `unknown_picture`.
 pub fn picture_of(session: &Session, grant: &Grant, picture: &str) -> Result<Response, Refusal> {
     let viewer = credential_holder(grant).by;
-    let picture = session.images.get(picture, &viewer).ok_or_else(|| Refusal::plain(Code::UnknownPicture))?;
+    to_response(session.images.get(picture, &viewer))
+}
+
+async fn reduced_picture_of(session: &Session, grant: &Grant, picture: &str) -> Result<Response, Refusal> {
+    let viewer = credential_holder(grant).by;
+    let made = timeout(REDUCING, session.images.get_reduced(picture, &viewer)).await;
+    to_response(made.map_err(|_| Refusal::plain(Code::Unavailable).with_retry_after(1000))?)
+}
+
+fn to_response(picture: Option<Arc<Picture>>) -> Result<Response, Refusal> {
+    let picture = picture.ok_or_else(|| Refusal::plain(Code::UnknownPicture))?;
     let media = HeaderValue::from_str(&picture.media).expect("one of three media types");
     let headers = [
         (header::CONTENT_TYPE, media),

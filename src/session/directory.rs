@@ -40,7 +40,7 @@ use crate::{
     guardrail::{Actor, GuardrailRules},
     hub::Side,
     ids::{self, Project, SessionId},
-    images::{ImageBounds, Images, Picture},
+    images::{ImageBounds, Images, Picture, Reducer},
     links::Links,
     metrics::Metrics,
     notifier::{Extras, split_target},
@@ -183,6 +183,7 @@ pub struct Services {
     pub windows: Windows,
     pub watch: WatchTimes,
     pub images: ImageBounds,
+    pub reducer: Reducer,
     pub times: SessionTimes,
     pub limits: SessionLimits,
     /// How far a session's record may be behind its log.
@@ -220,7 +221,7 @@ impl Shared {
         Self {
             id,
             project,
-            images: Images::new(services.images),
+            images: Images::new(services.images, services.reducer.clone()),
             watch: Watch::new(services.watch),
             link: Link::new(id),
             shown_to_pollers: Default::default(),
@@ -538,7 +539,8 @@ mod tests {
 
     #[test]
     fn a_chat_gets_the_newest_picture_that_is_nobodys_own_and_none_of_a_sensitive_window() {
-        let images = Images::new(ImageBounds { count: 9, bytes: 1000 });
+        let reducer = Reducer::new(Default::default(), Default::default(), Default::default());
+        let images = Images::new(ImageBounds { count: 9, bytes: 1000 }, reducer);
         let mut state = first_view(SessionId::random(), &OpenSession::default());
         let shown = |state: &SessionView| to_show(&images, state, 5).map(|picture| picture.id.to_string());
         assert_eq!(shown(&state), None);

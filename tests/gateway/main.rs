@@ -20,6 +20,7 @@ mod model;
 mod notices;
 mod pages;
 mod parley;
+mod pictures;
 mod reaching;
 mod rest;
 mod restart;

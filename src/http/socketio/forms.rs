@@ -181,6 +181,7 @@ struct Kept {
     forms: BTreeMap<u64, (usize, Arc<OnceLock<Form>>)>,
     bytes: usize,
     picture: Option<Arc<PictureForm>>,
+    reduced: Option<Arc<PictureForm>>,
 }
 
 impl Drop for SessionForms {
@@ -205,7 +206,8 @@ impl SessionForms {
 
     pub(super) fn of_picture(&self, picture: &Picture) -> Arc<PictureForm> {
         let mut kept = self.kept.lock().expect("no holder panics");
-        if let Some(known) = kept.picture.as_ref().filter(|known| known.id == picture.id) {
+        let kept = if picture.is_reduced() { &mut kept.reduced } else { &mut kept.picture };
+        if let Some(known) = kept.as_ref().filter(|known| known.id == picture.id) {
             return Arc::clone(known);
         }
         let bytes = picture.bytes();
@@ -218,7 +220,7 @@ impl SessionForms {
         });
         let header = packet::event_with_attachment("screenshot", &argument).into();
         let form = Arc::new(PictureForm { id: Arc::clone(&picture.id), header, bytes, base64: OnceLock::new() });
-        kept.picture = Some(Arc::clone(&form));
+        *kept = Some(Arc::clone(&form));
         form
     }
 }

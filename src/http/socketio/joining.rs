@@ -6,6 +6,7 @@ use onlooker_protocol::{
     Position,
     code::{Code, Refusal},
     event::{Event, EventFrame, Since, kind},
+    subscriber::PictureLevel,
     view::{GuardrailState, SessionStatus, TaskStatus, TaskView},
 };
 use serde_json::{Map, Value, json};
@@ -173,9 +174,8 @@ impl Connection {
         let grant = self.with_key(auth, &session, grant)?;
         let has = Has::of(auth);
         check_not_over(&session, has).await?;
-        let pictures = auth.get("pictures").is_some_and(|wanted| *wanted == true || wanted == "full");
         let viewer = HolderKey::Connection(self.id);
-        let wanted = Wanted { since: has.since(), filter: Vec::new(), pictures, viewer };
+        let wanted = Wanted { since: has.since(), filter: Vec::new(), pictures: level_of(auth), viewer };
         let newcomer = Newcomer {
             subscriber: self.id.to_string(),
             who: Arc::clone(&grant.who),
@@ -370,5 +370,15 @@ impl Joined {
             event: Event { kind: kind.to_owned(), data: task.result.clone() },
         };
         Some((ended, frames::of_event(&frame)?))
+    }
+}
+
+/// Which pictures a client asks for. What is no level asks for none.
+fn level_of(auth: &Map<String, Value>) -> PictureLevel {
+    match auth.get("pictures") {
+        Some(Value::Bool(true)) => PictureLevel::Full,
+        Some(Value::String(level)) if level == "full" => PictureLevel::Full,
+        Some(Value::String(level)) if level == "reduced" => PictureLevel::Reduced,
+        _ => PictureLevel::None,
     }
 }

@@ -4,9 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use onlooker_protocol::{
     code::{Code, Refusal},
-    subscriber::{
-        Answer, Attention, GatewayToSubscriber, PictureLevel, Role, SessionCommand, Subscribe, SubscriberToGateway,
-    },
+    subscriber::{Answer, Attention, GatewayToSubscriber, Role, SessionCommand, Subscribe, SubscriberToGateway},
 };
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout};
@@ -142,7 +140,7 @@ impl Connection {
         let wanted = Wanted {
             since: subscribe.since,
             filter: subscribe.filter,
-            pictures: subscribe.pictures == PictureLevel::Full,
+            pictures: subscribe.pictures,
             viewer: HolderKey::Connection(self.id),
         };
         let newcomer = Newcomer {

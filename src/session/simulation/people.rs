@@ -10,7 +10,7 @@ use onlooker_protocol::{
     Position,
     code::Code,
     event::Since,
-    subscriber::{Answer, AnswerAction, SessionCommand},
+    subscriber::{Answer, AnswerAction, PictureLevel, SessionCommand},
     view::{GuardrailState, GuardrailView, TaskStatus},
 };
 use rand::{RngExt, rngs::StdRng};
@@ -138,7 +138,7 @@ impl Visit {
         let wanted = Wanted {
             since: since.map_or(Since::Latest, Since::After),
             filter: Vec::new(),
-            pictures: false,
+            pictures: PictureLevel::None,
             viewer: HolderKey::Connection(connection),
         };
         let newcomer = Newcomer {

@@ -50,7 +50,7 @@ use crate::{
     guardrail::GuardrailRules,
     hub::Hub,
     ids::{Project, SessionId},
-    images::ImageBounds,
+    images::{ImageBounds, Reducer},
     links::{Link, Links},
     metrics::Metrics,
     notifier::{Notifier, Notifiers},
@@ -655,6 +655,7 @@ fn services(world: &World, outbox: Outbox) -> Services {
             remember: times.grace.max(times.first_look),
         },
         images: ImageBounds { count: limits.pictures, bytes: limits.picture_bytes },
+        reducer: Reducer::new(Default::default(), Default::default(), Default::default()),
         times: SessionTimes {
             offer: times.offer,
             runtime_grace: times.runtime_grace,

@@ -158,6 +158,35 @@ async fn pictures_come_when_they_are_asked_for() {
     gateway.stop().await;
 }
 
+#[tokio::test]
+async fn a_client_gets_pictures_of_the_level_that_it_asks_for() {
+    let (gateway, mut runtime, session) = with_session(patient()).await;
+    let original = crate::pictures::page(40);
+    for by in BOTH {
+        let mut full = Client::join_with(&gateway, by, json!({ "sessionId": session, "pictures": "full" })).await;
+        let mut small = Client::join_with(&gateway, by, json!({ "sessionId": session, "pictures": "reduced" })).await;
+        runtime.publish_picture(&session, &original).await;
+        let (of_full, bytes) = next_picture(&mut full).await;
+        assert!(bytes == original);
+        let (of_small, jpeg) = next_picture(&mut small).await;
+        assert_eq!((&of_small["id"], &of_small["media"]), (&of_full["id"], &json!("image/jpeg")));
+        assert_eq!(of_small["size"], jpeg.len());
+        assert!(jpeg.len() < original.len() / 2);
+    }
+    gateway.stop().await;
+}
+
+/// The newest picture with its header, passing over one that was there before.
+async fn next_picture(client: &mut Client) -> (Value, Vec<u8>) {
+    loop {
+        let packet = client.packet().await.text();
+        let Some(header) = packet.strip_prefix("451-") else { continue };
+        let Got::Binary(bytes) = client.raw().await else { panic!("the attachment is next, and nothing between") };
+        let header: Value = serde_json::from_str(header).unwrap();
+        return (header[1].clone(), bytes);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_pictures_the_newest_comes_and_every_event() {
     const PICTURES: usize = 60;

@@ -10,7 +10,7 @@ use crate::{
     engine::memory::MemoryEngine,
     gateway::bounds,
     ids::SessionId,
-    images::{ImageBounds, Images, Placed},
+    images::{ImageBounds, Images, Placed, Reducer},
     ingest::NewPicture,
     notifier::Notifiers,
     outbox::{Draft, NoticeKey, NoticeState, NoticeSubject, Outbox, OutboxTimes, Owners, Verdict},
@@ -54,7 +54,8 @@ fn closed(card: Option<Receipt>, value: &str) -> Message {
 }
 
 fn picture(bytes: usize) -> Arc<Picture> {
-    let images = Images::new(ImageBounds { count: 1, bytes: usize::MAX });
+    let reducer = Reducer::new(Default::default(), Default::default(), Default::default());
+    let images = Images::new(ImageBounds { count: 1, bytes: usize::MAX }, reducer);
     let new = NewPicture { media: "image/jpeg".to_owned(), bytes: Bytes::from(vec![0xd8; bytes]) };
     images.add(SessionId::random(), new, Placed { id: "p".into(), offset: 0, only_for: None });
     images.latest_for_all(1).unwrap()
