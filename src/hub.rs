@@ -20,14 +20,17 @@ pub(crate) mod sync {
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
 use onlooker_protocol::{
     event::{Epoch, kind},
-    subscriber::ClaimedGuardrail,
+    subscriber::{ClaimedGuardrail, PictureLevel},
     view::WatcherCounts,
 };
 use prometheus_client::metrics::counter::Counter;
@@ -40,6 +43,7 @@ use self::place::{Offered, Place};
 use crate::{
     engine::{Engine, Head, ReadLimit, Record},
     ids::SessionId,
+    images::{Newest, Picture},
 };
 
 /// How much one step of a subscription reads, and one frame batch of the fan-out holds: enough to be worth a write,
@@ -54,6 +58,10 @@ const KEPT: usize = 4;
 const SPLIT: usize = 4;
 /// Pieces of an audience for which another task is worth while.
 const PIECES_FOR_A_TASK: usize = 32;
+
+/// Turns that others have before a long walk, at most, and how many of them without a commit end the waiting.
+const GATHERED: usize = 64;
+const QUIET: usize = 6;
 
 /// What a connection waits on: which of its subscriptions have something to read.
 #[derive(Default)]
@@ -132,16 +140,22 @@ pub struct Frames {
     pub messages: u32,
 }
 
+/// Pieces of a picture, the frame headers among them.
+pub const PICTURE_PIECES: usize = 2;
+
 /// What one wire form makes of events.
 pub trait Form: Send + Sync {
     fn frames(&self, epoch: Epoch, records: &[Record]) -> Frames;
+
+    /// A picture in pieces, of which none is copied, and how many messages it is.
+    fn picture(&self, picture: &Picture) -> ([Bytes; PICTURE_PIECES], u32);
 }
 
 /// Where events of a subscription go without its own task: a socket.
 pub trait Outlet: Send + Sync {
-    /// Takes all of it or nothing, and nothing while something waits before it. What is taken comes before everything
-    /// that is handed to the same socket later. Does not block.
-    fn take(&self, frames: &Frames) -> bool;
+    /// Takes all of the pieces or nothing, and nothing while something waits before them: so many whole messages. What is
+    /// taken comes before everything that is handed to the same socket later. Does not block.
+    fn take(&self, pieces: &[Bytes], messages: u32) -> bool;
 
     /// In which form it wants events. Outlets that share a form share the frames.
     fn form(&self) -> &dyn Form;
@@ -154,11 +168,32 @@ struct Follower {
     place: Place<SharedOutlet>,
     signal: Arc<Signal>,
     slot: u32,
-    /// Its own task sends it pictures.
-    pictures: bool,
+    pictures: PictureLevel,
+    /// The offset of the last picture that went out, and one; 0: none did. Whoever holds the place moves it.
+    pictured: AtomicU64,
 }
 
 impl Follower {
+    /// Hands out what a batch holds, with the picture that this follower has not had.
+    fn hand_out(&self, outlet: &SharedOutlet, frames: &Frames, shot: &Shot) -> bool {
+        let plain = || outlet.take(std::slice::from_ref(&frames.bytes), frames.messages);
+        match (self.pictures, shot) {
+            (PictureLevel::None, _) | (_, Shot::None) => plain(),
+            (PictureLevel::Full, Shot::Picture { offset, pieces: [header, body], messages }) => {
+                if self.pictured.load(Ordering::Relaxed) == offset + 1 {
+                    return plain();
+                }
+                let pieces = [frames.bytes.clone(), header.clone(), body.clone()];
+                let taken = outlet.take(&pieces, frames.messages + messages);
+                if taken {
+                    self.pictured.store(offset + 1, Ordering::Relaxed);
+                }
+                taken
+            }
+            (PictureLevel::Full, Shot::ForOwnTask) | (PictureLevel::Reduced, _) => false,
+        }
+    }
+
     fn wake(&self) {
         if self.place.call() {
             self.signal.push(self.slot);
@@ -179,14 +214,18 @@ pub struct Source {
     pub side: watch::Receiver<Side>,
     /// Changes when a reduced picture is ready.
     pub pictures: watch::Receiver<()>,
+    pub newest_picture: NewestPicture,
 }
+
+/// Finds the newest picture of those whose events are before an offset.
+pub type NewestPicture = Box<dyn Fn(u64) -> Newest + Send + Sync>;
 
 /// How a subscription is called, and whether its own task has more to send than events.
 #[derive(Clone, Copy)]
 pub struct Caller<'a> {
     pub signal: &'a Arc<Signal>,
     pub slot: u32,
-    pub pictures: bool,
+    pub pictures: PictureLevel,
 }
 
 #[derive(Clone)]
@@ -225,7 +264,8 @@ impl Hub {
         caller: Caller<'_>,
     ) -> Attachment {
         let Caller { signal, slot, pictures } = caller;
-        let follower = Arc::new(Follower { place: Place::new(), signal: Arc::clone(signal), slot, pictures });
+        let (place, signal, pictured) = (Place::new(), Arc::clone(signal), AtomicU64::new(0));
+        let follower = Arc::new(Follower { place, signal, slot, pictures, pictured });
         let mut topics = self.lock();
         let topic = topics.entry(session).or_insert_with(|| self.begin(session, source, engine));
         let seat = lock(&topic.followers).enter(Arc::clone(&follower));
@@ -245,9 +285,11 @@ impl Hub {
             engine: Arc::clone(engine),
             followers: Arc::clone(&followers),
             head: source.head.clone(),
+            newest_picture: source.newest_picture,
             sent: self.inner.sent.clone(),
         };
-        self.inner.tasks.spawn(follow(Arc::new(fan_out), source, self.inner.tasks.clone(), stop.clone()));
+        let changes = (source.head, source.side, source.pictures);
+        self.inner.tasks.spawn(follow(Arc::new(fan_out), changes, self.inner.tasks.clone(), stop.clone()));
         Topic { followers, stop }
     }
 
@@ -276,7 +318,7 @@ fn lock(followers: &Mutex<Audience<Follower>>) -> MutexGuard<'_, Audience<Follow
 /// Follows one session until it is stopped or the log is gone.
 async fn follow(
     fan_out: Arc<FanOut>,
-    Source { mut head, mut side, mut pictures }: Source,
+    (mut head, mut side, mut pictures): (watch::Receiver<Head>, watch::Receiver<Side>, watch::Receiver<()>),
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
@@ -294,7 +336,7 @@ async fn follow(
             changed = side.changed() => changed.is_err(),
             changed = pictures.changed() => match changed {
                 Ok(()) => {
-                    fan_out.call_all(|follower| follower.pictures).await;
+                    fan_out.call_all(|follower| follower.pictures == PictureLevel::Reduced).await;
                     continue;
                 }
                 Err(_) => true,
@@ -319,9 +361,19 @@ struct Batch {
 enum What {
     Frames {
         frames: Frames,
-        has_picture: bool,
+        shot: Shot,
     },
     /// Something that the own task is to ask proof of, or that could not be read.
+    ForOwnTask,
+}
+
+/// The picture that goes with a batch.
+enum Shot {
+    /// No picture was taken.
+    None,
+    /// The newest one, which is for everybody.
+    Picture { offset: u64, pieces: [Bytes; PICTURE_PIECES], messages: u32 },
+    /// Not everybody may see it.
     ForOwnTask,
 }
 
@@ -332,7 +384,7 @@ impl Batch {
 
     fn offer(&self, follower: &Follower) -> Offered<SharedOutlet> {
         let take = |outlet: &SharedOutlet| match &self.what {
-            What::Frames { frames, has_picture } => !(*has_picture && follower.pictures) && outlet.take(frames),
+            What::Frames { frames, shot } => follower.hand_out(outlet, frames, shot),
             What::ForOwnTask => false,
         };
         follower.place.offer(self.from, self.to, |outlet| Some(identity(outlet.form())) == self.form, take)
@@ -357,12 +409,16 @@ struct FanOut {
     engine: Arc<dyn Engine>,
     followers: Followers,
     head: watch::Receiver<Head>,
+    newest_picture: NewestPicture,
     sent: Counter,
 }
 
 impl FanOut {
     async fn walk_all(self: &Arc<Self>, tasks: &TaskTracker) {
         let pieces = lock(&self.followers).pieces();
+        if pieces > 1 {
+            self.gather().await;
+        }
         let shares = (pieces / PIECES_FOR_A_TASK).clamp(1, SPLIT);
         let others: Vec<_> = (1..shares)
             .map(|share| {
@@ -374,6 +430,23 @@ impl FanOut {
         for other in others {
             // It ends by itself; a panic in it was reported.
             drop(other.await);
+        }
+    }
+
+    /// A walk past many takes long. What is about to be committed comes along in the same writes, instead of with the
+    /// next walk: others have their turn until the head stays where it is. That costs microseconds where nothing comes.
+    async fn gather(&self) {
+        let (mut head, mut quiet) = (self.head(), 0);
+        for _ in 0..GATHERED {
+            tokio::task::yield_now().await;
+            // The thread that commits may share the core.
+            std::thread::yield_now();
+            let newer = self.head();
+            quiet = if newer == head { quiet + 1 } else { 0 };
+            if quiet == QUIET {
+                return;
+            }
+            head = newer;
         }
     }
 
@@ -445,13 +518,25 @@ impl FanOut {
         let what = if for_own_task {
             What::ForOwnTask
         } else {
-            let has_picture = records.iter().any(|record| *record.kind == *kind::SCREENSHOT);
-            What::Frames { frames: outlet.form().frames(from.epoch, &records), has_picture }
+            let has_shot = records.iter().any(|record| *record.kind == *kind::SCREENSHOT);
+            let shot = if has_shot { self.shot(outlet.form()) } else { Shot::None };
+            What::Frames { frames: outlet.form().frames(from.epoch, &records), shot }
         };
         let to = records.last().map_or(from.next, |record| record.offset + 1);
         batches.current = Arc::new(Batch { form, from, to, what });
         batches.kept.truncate(KEPT - 1);
         batches.kept.push_front(Arc::clone(&batches.current));
+    }
+
+    fn shot(&self, form: &dyn Form) -> Shot {
+        match (self.newest_picture)(self.head().next) {
+            Newest::None => Shot::None,
+            Newest::ForAll(picture) => {
+                let (pieces, messages) = form.picture(&picture);
+                Shot::Picture { offset: picture.offset(), pieces, messages }
+            }
+            Newest::ForOne => Shot::ForOwnTask,
+        }
     }
 
     async fn call_all(&self, whom: impl Fn(&Follower) -> bool) {
@@ -491,9 +576,18 @@ impl Attachment {
         self.follower.place.take_back()
     }
 
-    /// Leaves the subscription to the fan-out from here on, unless something was committed behind it.
-    pub fn hand_over(&self, at: At, outlet: SharedOutlet, head: impl FnOnce() -> At) -> bool {
-        self.follower.place.hand_over(at, outlet, head)
+    /// Leaves the subscription to the fan-out from here on.
+    pub fn hand_over(&self, at: At, outlet: SharedOutlet) {
+        self.follower.place.hand_over(at, outlet);
+    }
+
+    /// The offset of the last picture that went out. For whoever holds the place, as the next.
+    pub fn pictured(&self) -> Option<u64> {
+        self.follower.pictured.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    pub fn set_pictured(&self, offset: u64) {
+        self.follower.pictured.store(offset + 1, Ordering::Relaxed);
     }
 
     /// Where the fan-out has the subscription, if it has.

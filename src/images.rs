@@ -71,6 +71,11 @@ impl Picture {
         self.frame.slice(self.header..)
     }
 
+    /// The offset of its event.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// Whether it has other bytes than the picture of the same id that was published.
     pub fn is_reduced(&self) -> bool {
         self.reduced
@@ -79,6 +84,14 @@ impl Picture {
     pub fn may_see(&self, viewer: &HolderKey) -> bool {
         self.only_for.as_ref().is_none_or(|holder| holder == viewer)
     }
+}
+
+/// The newest picture, and who may see it.
+pub enum Newest {
+    None,
+    ForAll(Arc<Picture>),
+    /// For the holder of control alone; others are shown an older one.
+    ForOne,
 }
 
 /// Where a picture belongs.
@@ -164,6 +177,15 @@ impl Images {
             PictureLevel::None => None,
             PictureLevel::Full => self.find_latest(|entry| entry.is_shown(viewer, committed)),
             PictureLevel::Reduced => self.latest_reduced(viewer, committed),
+        }
+    }
+
+    /// The newest picture of those whose events are before `committed`, unless it is not for everybody.
+    pub fn newest(&self, committed: u64) -> Newest {
+        match self.find_latest(|entry| entry.full.offset < committed) {
+            None => Newest::None,
+            Some(picture) if picture.only_for.is_none() => Newest::ForAll(picture),
+            Some(_) => Newest::ForOne,
         }
     }
 

@@ -201,7 +201,13 @@ impl Session {
 
     /// What the hub follows.
     pub fn source(&self) -> Source {
-        Source { head: self.0.head.clone(), side: self.0.side.clone(), pictures: self.0.images.follow_reduced() }
+        let session = self.clone();
+        Source {
+            head: self.0.head.clone(),
+            side: self.0.side.clone(),
+            pictures: self.0.images.follow_reduced(),
+            newest_picture: Box::new(move |committed| session.images.newest(committed)),
+        }
     }
 
     /// Who watches and who has claimed, as last told.

@@ -108,7 +108,6 @@ pub struct Following {
     /// Everything up to here has been handed out, as event or in a snapshot.
     shown: Option<u64>,
     side: Side,
-    picture: Option<Arc<str>>,
     /// Pings that are under way, and what each proves.
     marks: VecDeque<(u64, u64)>,
     proved: Option<u64>,
@@ -130,7 +129,7 @@ impl Following {
         wanted: Wanted,
         newcomer: Newcomer,
     ) -> Self {
-        let caller = Caller { signal, slot, pictures: wanted.pictures != PictureLevel::None };
+        let caller = Caller { signal, slot, pictures: wanted.pictures };
         let attachment = hub.attach(session.id, session.source(), &engine, caller);
         let guard = session.watch.enter(newcomer, Instant::now());
         let head = session.head();
@@ -148,7 +147,6 @@ impl Following {
             next,
             shown: None,
             side: Side::default(),
-            picture: None,
             marks: VecDeque::new(),
             proved: None,
             ended_seen: None,
@@ -298,14 +296,8 @@ impl Following {
 
     /// There is nothing to hand out: what comes may go straight to the outlet.
     fn hand_over(&self) {
-        let Some(outlet) = self.outlet.as_ref().filter(|_| self.ended_seen.is_none()) else { return };
-        let at = At { epoch: self.epoch, next: self.next };
-        let head = || {
-            let head = self.session.head();
-            At { epoch: head.epoch, next: head.next }
-        };
-        if !self.attachment.hand_over(at, Arc::clone(outlet), head) {
-            self.attachment.wake();
+        if let Some(outlet) = self.outlet.as_ref().filter(|_| self.ended_seen.is_none()) {
+            self.attachment.hand_over(At { epoch: self.epoch, next: self.next }, Arc::clone(outlet));
         }
     }
 
@@ -355,10 +347,10 @@ impl Following {
 
     fn newer_picture(&mut self, head: &Head) -> Option<Arc<Picture>> {
         let newest = self.session.images.latest(&self.wanted.viewer, self.wanted.pictures, head.next)?;
-        if self.picture.as_ref() == Some(&newest.id) {
+        if self.attachment.pictured() == Some(newest.offset()) {
             return None;
         }
-        self.picture = Some(Arc::clone(&newest.id));
+        self.attachment.set_pictured(newest.offset());
         Some(newest)
     }
 

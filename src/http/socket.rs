@@ -78,25 +78,29 @@ struct State {
     stream: Option<Stream>,
     /// Its place among all connections.
     held: Option<Held>,
-    /// What waits, oldest first.
-    out: VecDeque<Piece>,
-    /// Of the oldest piece, bytes that the kernel has.
-    sent: usize,
-    /// Bytes that wait.
-    waiting: usize,
-    /// Of TLS: the stream has bytes that it could not write yet.
-    unflushed: bool,
+    /// `None` while nothing waits: most sockets are idle, and many.
+    backlog: Option<Box<Backlog>>,
     /// Messages that were ever queued or written, and how many of them were handed on whole.
     queued: u64,
     handed_on: u64,
-    /// Since when the peer has taken nothing of what waits.
-    stalled_since: Option<Instant>,
     /// The close frame was queued, or a write failed: nothing comes behind that.
     closed: bool,
     /// Why a write failed, for the own task.
     broken: Option<io::Error>,
     /// The own task.
     owner: Option<Waker>,
+}
+
+/// What the kernel has not taken. Without pieces: TLS has bytes that it could not write yet.
+struct Backlog {
+    /// Oldest first.
+    pieces: VecDeque<Piece>,
+    /// Of the oldest piece, bytes that the kernel has.
+    sent: usize,
+    /// Bytes that wait.
+    bytes: usize,
+    /// Since when the peer has taken nothing.
+    stalled_since: Instant,
 }
 
 /// Bytes that go out in one piece, and the messages that end with it.
@@ -110,13 +114,9 @@ impl Socket {
         Self(Mutex::new(State {
             stream: Some(stream),
             held,
-            out: VecDeque::new(),
-            sent: 0,
-            waiting: 0,
-            unflushed: false,
+            backlog: None,
             queued: 0,
             handed_on: 0,
-            stalled_since: None,
             closed: false,
             broken: None,
             owner: None,
@@ -125,14 +125,14 @@ impl Socket {
 
     /// Writes whole frames if nothing waits before them and the kernel takes some of it now; what it leaves waits.
     /// `false`: nothing of it was taken. Never blocks. For others than the own task, which is woken if it is to go on.
-    pub fn offer(&self, bytes: &Bytes, messages: u32) -> bool {
+    pub fn offer(&self, pieces: &[Bytes], messages: u32) -> bool {
         let mut state = self.lock();
-        if state.closed || !state.out.is_empty() || state.unflushed {
+        if state.closed || state.backlog.is_some() {
             return false;
         }
         let Some(owner) = state.owner.take() else { return false };
-        let taken = state.write_at_once(&mut Context::from_waker(&owner), bytes, messages);
-        if !state.out.is_empty() || state.unflushed || state.closed {
+        let taken = state.write_at_once(&mut Context::from_waker(&owner), pieces, messages);
+        if state.backlog.is_some() || state.closed {
             // It has a stall to watch over, or an end to come to.
             owner.wake_by_ref();
         }
@@ -147,19 +147,14 @@ impl Socket {
             return;
         }
         state.queued += u64::from(messages);
-        for bytes in pieces.into_iter().filter(|bytes| !bytes.is_empty()) {
-            state.push(Piece { bytes, messages: 0 });
-        }
-        if let Some(last) = state.out.back_mut() {
-            last.messages += messages;
-        }
+        state.push(pieces, messages);
     }
 
     /// Queues the last frame: nothing more is taken from anybody.
     pub(super) fn queue_last(&self, bytes: Bytes) {
         let mut state = self.lock();
         if !state.closed {
-            state.push(Piece { bytes, messages: 0 });
+            state.push([bytes], 0);
             state.closed = true;
         }
     }
@@ -178,7 +173,7 @@ impl Socket {
         if let Some(error) = state.broken.take() {
             return Poll::Ready(Err(error));
         }
-        if state.out.is_empty() && !state.unflushed {
+        if state.backlog.is_none() {
             return Poll::Ready(Ok(false));
         }
         state.poll_out(cx).map_ok(|()| true)
@@ -194,16 +189,15 @@ impl Socket {
 
     /// Bytes that wait.
     pub(super) fn waiting(&self) -> usize {
-        self.lock().waiting
+        self.lock().backlog.as_ref().map_or(0, |backlog| backlog.bytes)
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        let state = self.lock();
-        state.out.is_empty() && !state.unflushed
+        self.lock().backlog.is_none()
     }
 
     pub(super) fn stalled_since(&self) -> Option<Instant> {
-        self.lock().stalled_since
+        self.lock().backlog.as_ref().map(|backlog| backlog.stalled_since)
     }
 
     pub(super) fn queued(&self) -> u64 {
@@ -218,8 +212,7 @@ impl Socket {
     pub(super) fn shut(&self) {
         let mut state = self.lock();
         (state.closed, state.owner) = (true, None);
-        state.out = VecDeque::new();
-        let ended = (state.stream.take(), state.held.take());
+        let ended = (state.stream.take(), state.held.take(), state.backlog.take());
         drop(state);
         // The socket is closed without the lock: that may take the kernel a while.
         drop(ended);
@@ -231,41 +224,51 @@ impl Socket {
 }
 
 impl State {
-    fn push(&mut self, piece: Piece) {
-        self.waiting += piece.bytes.len();
-        self.out.push_back(piece);
-        self.stalled_since.get_or_insert_with(Instant::now);
+    fn backlog(&mut self) -> &mut Backlog {
+        self.backlog.get_or_insert_with(|| {
+            Box::new(Backlog { pieces: VecDeque::new(), sent: 0, bytes: 0, stalled_since: Instant::now() })
+        })
     }
 
-    fn write_at_once(&mut self, cx: &mut Context<'_>, bytes: &Bytes, messages: u32) -> bool {
+    /// So many messages, which end with the last piece.
+    fn push(&mut self, pieces: impl IntoIterator<Item = Bytes>, messages: u32) {
+        let backlog = self.backlog();
+        for bytes in pieces.into_iter().filter(|bytes| !bytes.is_empty()) {
+            backlog.bytes += bytes.len();
+            backlog.pieces.push_back(Piece { bytes, messages: 0 });
+        }
+        if let Some(last) = backlog.pieces.back_mut() {
+            last.messages += messages;
+        }
+    }
+
+    fn write_at_once(&mut self, cx: &mut Context<'_>, pieces: &[Bytes], messages: u32) -> bool {
         let Some(stream) = &mut self.stream else { return false };
-        match stream.poll_write(cx, &[IoSlice::new(bytes)]) {
+        let mut slices = [IoSlice::new(&[]); AT_ONCE];
+        let count = slices.iter_mut().zip(pieces).map(|(slice, piece)| *slice = IoSlice::new(piece)).count();
+        let written = match stream.poll_write(cx, &slices[..count]) {
             Poll::Pending => return false,
             Poll::Ready(Err(error)) => {
                 self.fail(error);
                 return false;
             }
-            Poll::Ready(Ok(written)) => {
-                self.queued += u64::from(messages);
-                if written == bytes.len() {
-                    self.handed_on += u64::from(messages);
-                } else {
-                    self.push(Piece { bytes: bytes.clone(), messages });
-                    self.advance(written);
-                }
-            }
+            Poll::Ready(Ok(written)) => written,
+        };
+        self.queued += u64::from(messages);
+        let is_all = written == pieces.iter().map(Bytes::len).sum::<usize>();
+        if is_all {
+            self.handed_on += u64::from(messages);
+        } else {
+            self.push(pieces.iter().cloned(), messages);
+            self.advance(written);
         }
         // The rest, and what TLS kept back: until it would block, so that the own task is woken when it would not.
-        if (!self.out.is_empty() || self.is_tls())
+        if (!is_all || matches!(self.stream, Some(Stream::Tls(_))))
             && let Poll::Ready(Err(error)) = self.poll_out(cx)
         {
             self.fail(error);
         }
         true
-    }
-
-    fn is_tls(&self) -> bool {
-        matches!(self.stream, Some(Stream::Tls(_)))
     }
 
     fn fail(&mut self, error: io::Error) {
@@ -274,50 +277,48 @@ impl State {
 
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let gone = || io::Error::from(io::ErrorKind::NotConnected);
-        while !self.out.is_empty() {
+        while let Some(backlog) = self.backlog.as_ref().filter(|backlog| !backlog.pieces.is_empty()) {
             let stream = self.stream.as_mut().ok_or_else(gone)?;
             let mut slices = [IoSlice::new(&[]); AT_ONCE];
-            let mut skip = self.sent;
             let mut count = 0;
-            for (slice, piece) in slices.iter_mut().zip(&self.out) {
+            for (slice, piece) in slices.iter_mut().zip(&backlog.pieces) {
+                let skip = if count == 0 { backlog.sent } else { 0 };
                 *slice = IoSlice::new(&piece.bytes[skip..]);
-                (skip, count) = (0, count + 1);
+                count += 1;
             }
             let written = std::task::ready!(stream.poll_write(cx, &slices[..count]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.unflushed = true;
             self.advance(written);
         }
         let stream = self.stream.as_mut().ok_or_else(gone)?;
-        self.unflushed = stream.poll_flush(cx)?.is_pending();
-        if self.unflushed {
-            self.stalled_since.get_or_insert_with(Instant::now);
+        if stream.poll_flush(cx)?.is_pending() {
+            self.backlog();
             return Poll::Pending;
         }
-        self.stalled_since = None;
+        self.backlog = None;
         Poll::Ready(Ok(()))
     }
 
     /// The kernel has taken so many bytes of what waits.
     fn advance(&mut self, mut written: usize) {
-        self.waiting -= written;
-        while let Some(piece) = self.out.front() {
-            let left = piece.bytes.len() - self.sent;
+        let Some(backlog) = &mut self.backlog else { return };
+        backlog.bytes -= written;
+        backlog.stalled_since = Instant::now();
+        while let Some(piece) = backlog.pieces.front() {
+            let left = piece.bytes.len() - backlog.sent;
             if written < left {
-                self.sent += written;
+                backlog.sent += written;
                 break;
             }
             written -= left;
-            self.sent = 0;
+            backlog.sent = 0;
             self.handed_on += u64::from(piece.messages);
-            self.out.pop_front();
-        }
-        self.stalled_since = if self.out.is_empty() { None } else { Some(Instant::now()) };
-        if self.out.is_empty() {
-            // Whoever was slow once need not keep its longest queue's room.
-            self.out = VecDeque::new();
+            backlog.pieces.pop_front();
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,8 +60,6 @@ pub struct Limits {
 const READ_WHILE: usize = 1024 * 1024;
 /// What one thread reads at once, at most.
 const READ: usize = 64 * 1024;
-/// Bytes of the longest header of a frame (RFC 6455, 5.2).
-const LONGEST_HEADER: usize = 14;
 /// A longer payload is not copied behind its header.
 const COPIED: usize = 2048;
 
@@ -275,11 +273,9 @@ fn begin(limits: Limits) -> WebSocketContext {
 struct Boundary {
     /// Bytes of the frame that has begun which are still to come.
     left: u64,
-    /// A header that has not come whole.
-    header: Vec<u8>,
     /// The last frame of a message is still to come.
     in_message: bool,
-    /// What came is no frame. tungstenite will say so.
+    /// A header came in two parts, or what came is no frame: from there on nothing is known.
     lost: bool,
 }
 
@@ -290,38 +286,26 @@ impl Boundary {
             self.left -= skipped;
             bytes = &bytes[skipped as usize..];
             if !bytes.is_empty() {
-                bytes = self.take_header(bytes);
+                bytes = self.behind_header(bytes);
             }
         }
     }
 
-    /// Returns what lies behind the header.
-    fn take_header<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
-        let before = self.header.len();
-        let more = bytes.len().min(LONGEST_HEADER - before);
-        self.header.extend_from_slice(&bytes[..more]);
-        let mut cursor = Cursor::new(self.header.as_slice());
-        match FrameHeader::parse(&mut cursor) {
-            Ok(Some((header, length))) => {
-                let used = cursor.position() as usize - before;
-                self.left = length;
-                if matches!(header.opcode, OpCode::Data(_)) {
-                    self.in_message = !header.is_final;
-                }
-                self.header = Vec::new();
-                &bytes[used..]
-            }
-            // A header that is not whole is shorter than the longest.
-            Ok(None) => &[],
-            Err(_) => {
-                self.lost = true;
-                &[]
-            }
+    fn behind_header<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let mut cursor = Cursor::new(bytes);
+        let Ok(Some((header, length))) = FrameHeader::parse(&mut cursor) else {
+            self.lost = true;
+            return &[];
+        };
+        self.left = length;
+        if matches!(header.opcode, OpCode::Data(_)) {
+            self.in_message = !header.is_final;
         }
+        &bytes[cursor.position() as usize..]
     }
 
     fn is_between_messages(&self) -> bool {
-        self.left == 0 && self.header.is_empty() && !self.in_message && !self.lost
+        self.left == 0 && !self.in_message && !self.lost
     }
 }
 

@@ -1,13 +1,12 @@
 //! Where a subscription stands in its log, and who moves it on: its own task, or the fan-out of its session.
 //!
 //! Whoever moves it holds it; the other one leaves it alone. The own task hands the place over when it has handed out
-//! everything there is and stands at the committed head, and takes it back with its next step. The fan-out gives it
-//! back when the outlet takes nothing, and calls the own task.
+//! everything that it found, and takes it back with its next step. The fan-out gives it back when the outlet takes
+//! nothing, and calls the own task.
 //!
 //! No event is handed out twice, because only the holder moves the place, under its lock, from where it stands. None is
-//! missed: the own task looks at the head again under the lock. If something was committed before that look, it keeps
-//! the place and goes on. If something is committed after it, the fan-out, which is woken by the head, comes behind it
-//! and finds the place handed over; had it come before, it would have called the own task, which then steps again.
+//! missed: after each commit the fan-out comes by. It finds the place handed over and moves it, or it calls the own task,
+//! which then takes another step, however far it was in the one before.
 //!
 //! The file is also compiled by a test that runs it under every order of its threads: it knows nothing of the rest.
 
@@ -66,14 +65,9 @@ impl<O: Clone> Place<O> {
         self.lock().at
     }
 
-    /// Hands the place over, unless something was committed behind it. `false`: the own task keeps it and steps again.
-    pub(super) fn hand_over(&self, at: At, outlet: O, head: impl FnOnce() -> At) -> bool {
-        let mut held = self.lock();
-        if head() != at {
-            return false;
-        }
-        *held = Held { at: Some(at), outlet: Some(outlet) };
-        true
+    /// Hands the place over, behind everything that was handed out.
+    pub(super) fn hand_over(&self, at: At, outlet: O) {
+        *self.lock() = Held { at: Some(at), outlet: Some(outlet) };
     }
 
     /// For the fan-out: hands out what lies between `from` and `to`, if the subscription stands there. `fits` says

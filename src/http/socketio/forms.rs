@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     engine::Record,
-    hub::{self, Frames, Outlet},
+    hub::{self, Frames, Outlet, PICTURE_PIECES},
     ids::SessionId,
     images::Picture,
     session::unnamed::Shown,
@@ -146,9 +146,9 @@ struct SessionOutlet {
 }
 
 impl Outlet for SessionOutlet {
-    fn take(&self, frames: &Frames) -> bool {
-        // Nothing of it has words here.
-        frames.messages == 0 || self.socket.offer(&frames.bytes, frames.messages)
+    fn take(&self, pieces: &[Bytes], messages: u32) -> bool {
+        // Without messages nothing of it has words here.
+        messages == 0 || self.socket.offer(pieces, messages)
     }
 
     fn form(&self) -> &dyn hub::Form {
@@ -165,6 +165,15 @@ impl hub::Form for SessionForms {
             frames.put_slice(text.as_bytes());
         }
         Frames { bytes: frames.freeze(), messages: texts.len() as u32 }
+    }
+
+    fn picture(&self, picture: &Picture) -> ([Bytes; PICTURE_PIECES], u32) {
+        let form = self.of_picture(picture);
+        let mut header = BytesMut::with_capacity(frame_size(form.header.len()) + frame_size(0));
+        begin_frame(Data::Text, form.header.len(), &mut header);
+        header.put_slice(form.header.as_bytes());
+        begin_frame(Data::Binary, form.bytes.len(), &mut header);
+        ([header.freeze(), form.bytes.clone()], 2)
     }
 }
 

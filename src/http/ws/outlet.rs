@@ -1,6 +1,6 @@
 //! The native form of events, and the socket as the place where the fan-out puts them.
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use onlooker_protocol::event::Epoch;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::Data;
 
@@ -10,7 +10,8 @@ use super::super::{
 };
 use crate::{
     engine::Record,
-    hub::{Form, Frames, Outlet},
+    hub::{Form, Frames, Outlet, PICTURE_PIECES},
+    images::Picture,
 };
 
 /// Each event is one text message: the frame that the log holds.
@@ -26,11 +27,17 @@ impl Form for Native {
         }
         Frames { bytes: frames.freeze(), messages: records.len() as u32 }
     }
+
+    fn picture(&self, picture: &Picture) -> ([Bytes; PICTURE_PIECES], u32) {
+        let mut header = BytesMut::new();
+        begin_frame(Data::Binary, picture.frame.len(), &mut header);
+        ([header.freeze(), picture.frame.clone()], 1)
+    }
 }
 
 impl Outlet for Socket {
-    fn take(&self, frames: &Frames) -> bool {
-        self.offer(&frames.bytes, frames.messages)
+    fn take(&self, pieces: &[Bytes], messages: u32) -> bool {
+        self.offer(pieces, messages)
     }
 
     fn form(&self) -> &dyn Form {
