@@ -24,7 +24,7 @@ use axum::{
     body::{Body, Bytes},
     extract::{
         ConnectInfo, FromRequest as _, Request, State,
-        ws::{WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
+        ws::{Utf8Bytes, WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
     },
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
@@ -38,7 +38,7 @@ use serde_json::json;
 use transport::Transport;
 
 use super::{App, bearer, wire::Wire};
-use crate::{config::secret::Secret, ids::random_token};
+use crate::{config::secret::Secret, engine::Record, ids::random_token};
 
 /// Bytes that tungstenite reads at once: idle connections keep this buffer, and what they send is mostly pongs.
 const READ_BUFFER: usize = 256;
@@ -141,6 +141,12 @@ pub async fn handle(
         },
     };
     answered.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// What clients get of one record, made anew; `None` for what they have no words for. Those who follow a session share
+/// it, so that connections never ask here.
+pub fn encoded(record: &Record) -> Option<Utf8Bytes> {
+    forms::encode(record).text
 }
 
 fn text(body: impl Into<Body>) -> Response {
