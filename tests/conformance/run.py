@@ -29,7 +29,10 @@ REQUIREMENTS = HERE / "requirements.txt"
 CASES = 301
 GOOD = ("OK", "NON-STRICT", "INFORMATIONAL")
 SUITE_WITHIN = 900
-PROBE = "import sys, platform, ssl, pip; sys.exit(not (sys.version_info[:2] == (2, 7) and platform.python_implementation() == 'CPython'))"
+PROBE = """
+import sys, platform, ssl, pip
+sys.exit(not (sys.version_info[:2] == (2, 7) and platform.python_implementation() == "CPython"))
+"""
 
 
 def python27():
@@ -76,7 +79,8 @@ def build():
 def run_suite(program, python, work):
     """Runs every case; returns what the suite says of each."""
     command = [program, "serve", "--ephemeral", "--listen", "127.0.0.1:0"]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("ONLOOKER_")} | {"ONLOOKER_LOG": "error"}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ONLOOKER_")}
+    env["ONLOOKER_LOG"] = "error"
     gateway = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     try:
         said = gateway.stdout.readline()
