@@ -10,7 +10,8 @@ INSTALL = apt-get update -qq && apt-get install -y --no-install-recommends
 NODE_MODULES = tests/clients/node_modules
 VENV = target/clients/venv
 
-.PHONY: help demo demo-live test check sabotage bench bench-peers bench-stores chromium clients client-tools
+.PHONY: help demo demo-live test check sabotage conformance instructions bench bench-peers bench-stores chromium valgrind \
+	clients client-tools
 
 # $(call install,what,packages): Debian's packages, and only where that needs no password.
 define install
@@ -31,8 +32,10 @@ help:
 	@echo "make check      format, lints and the fast tests"
 	@echo "make test       format, lints, every test, and each safety check switched off once"
 	@echo "make sabotage   switches each safety check off and sees its tests fail"
+	@echo "make conformance  Autobahn|Testsuite's cases against the WebSockets (needs a CPython 2.7, and says so)"
+	@echo "make instructions  instructions of an event's way, compared with kept ones; UPDATE=1 keeps the new ones"
 	@echo "make clients    installs the clients that the tests run: npm's and Python's, pinned"
-	@echo "make bench      what durability, the surfaces and watching cost, then bench-peers (about an hour, quiet machine)"
+	@echo "make bench      what the pieces, durability, the surfaces and watching cost, then bench-peers (about an hour, quiet machine)"
 	@echo "make bench-peers  beside other servers and a bare write loop; PEERS='--works a,c --gate' and so on"
 	@echo "make bench-stores  redb, fjall and SQLite on the log's workload (about 5 minutes)"
 
@@ -56,24 +59,35 @@ check: clients
 	@$(CARGO) test --workspace
 	@echo "==> all of it is fine"
 
-test: chromium clients
+test: chromium clients valgrind
 	@echo "==> format"
 	@$(CARGO) fmt --all --check
 	@echo "==> lints"
 	@$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
 	@echo "==> tests of the workspace"
-	@$(CARGO) test --workspace
+	@$(CARGO) test --workspace --features onlooker/sabotage
 	@echo "==> tests with a real Chromium"
 	@$(CARGO) test -p onlooker-runtime --features chromium
 	@echo "==> every safety check switched off in turn, to see its tests fail"
 	@CARGO='$(CARGO)' sh tests/sabotage.sh
+	@$(MAKE) instructions
 	@echo "==> all of it is fine"
 
 sabotage:
 	@CARGO='$(CARGO)' sh tests/sabotage.sh
 
+conformance:
+	@CARGO='$(CARGO)' python3 tests/conformance/run.py
+
+# Flags of one's own and incremental compilation would be counted as well.
+instructions: valgrind
+	@echo "==> instructions of an event's way"
+	@env -u RUSTFLAGS CARGO_INCREMENTAL=0 $(CARGO) run --quiet --profile instructions -p onlooker-instructions -- \
+		$(if $(UPDATE),--update)
+
 bench:
 	@$(CARGO) build --release --bin onlooker
+	@$(CARGO) bench --bench paths
 	@$(CARGO) bench --bench engine
 	@$(CARGO) bench --bench durable
 	@$(CARGO) bench --bench surfaces
@@ -93,6 +107,9 @@ bench-stores:
 
 chromium:
 	@if ( $(HAVE_CHROMIUM) ); then echo "==> chromium is here"; else $(call install,Chromium,chromium); fi
+
+valgrind:
+	@if command -v valgrind >/dev/null 2>&1; then :; else $(call install,valgrind,valgrind); fi
 
 # Existing WebRun, Socket.IO and Python clients, pinned by their lock files, for `cargo test --test clients`.
 clients: $(NODE_MODULES)/.installed $(VENV)/.installed

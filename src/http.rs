@@ -2,6 +2,8 @@
 
 pub mod body;
 pub mod cors;
+#[cfg(feature = "echo")]
+pub mod echo;
 pub mod events;
 pub mod form;
 pub mod guard;
@@ -182,6 +184,8 @@ pub fn router(app: App) -> Router {
         .route("/metrics", get(operator::metrics))
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method);
+    #[cfg(feature = "echo")]
+    let checked = checked.route("/v1/echo", get(echo::upgrade));
     checked
         .layer(middleware::from_fn_with_state(Arc::clone(&app.guard), guard::check))
         .layer(CatchPanicLayer::custom(panicked))

@@ -39,7 +39,9 @@ trap 'rm -f "$said"' EXIT
 unset ONLOOKER_SABOTAGE
 
 echo "==> building with the feature sabotage"
-if ! $CARGO test -p onlooker --features sabotage --lib --bins --test gateway --test crash --no-run >"$said" 2>&1; then
+# As `make test` builds its tests, so that this is built once.
+if ! $CARGO test --workspace --features onlooker/sabotage --lib --bins --test gateway --test crash --no-run >"$said" 2>&1
+then
     cat "$said"
     exit 1
 fi
@@ -48,8 +50,8 @@ binary_of() {
 }
 gateway=$(binary_of tests/gateway/main.rs)
 crash=$(binary_of tests/crash/main.rs)
-bin=$(binary_of 'unittests src/main.rs')
-lib=$(binary_of 'unittests src/lib.rs')
+bin=$(binary_of 'unittests src/main.rs' | grep '/onlooker-[0-9a-f]*$')
+lib=$(binary_of 'unittests src/lib.rs' | grep '/onlooker-[0-9a-f]*$')
 
 # run SWITCH BINARY NAME: runs one test; its words are left in $said.
 run() {

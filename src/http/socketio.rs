@@ -32,10 +32,11 @@ use forms::{Forms, Item};
 use joins::FailedJoins;
 use polling::Polling;
 use serde_json::json;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 use transport::Transport;
 
 use super::{App, bearer, upgrade::Upgrade, wire};
-use crate::{config::secret::Secret, ids::random_token};
+use crate::{config::secret::Secret, engine::Record, ids::random_token};
 
 /// Bytes that are read at once.
 const READ: usize = 4 * 1024;
@@ -138,6 +139,12 @@ pub async fn handle(
         },
     };
     answered.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// What clients get of one record, made anew; `None` for what they have no words for. Those who follow a session share
+/// it, so that connections never ask here.
+pub fn encoded(record: &Record) -> Option<Utf8Bytes> {
+    forms::encode(record).text
 }
 
 fn text(body: impl Into<Body>) -> Response {

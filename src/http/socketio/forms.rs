@@ -255,7 +255,7 @@ impl Kept {
     }
 }
 
-fn encode(record: &Record) -> Form {
+pub(super) fn encode(record: &Record) -> Form {
     let Ok(frame) = serde_json::from_slice::<EventFrame>(&record.frame) else { return Form::default() };
     let Some(said) = frames::of_event(&frame) else { return Form::default() };
     let asks = (*record.kind == *kind::GUARDRAIL_TRIGGER).then(|| shown(&said.argument)).flatten().map(Arc::new);
