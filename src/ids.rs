@@ -101,6 +101,20 @@ pub fn time_ordered_id() -> String {
     time_ordered().to_string()
 }
 
+/// Room for the text of a time ordered id.
+pub struct IdText([u8; uuid::fmt::Hyphenated::LENGTH]);
+
+impl Default for IdText {
+    fn default() -> Self {
+        Self([0; uuid::fmt::Hyphenated::LENGTH])
+    }
+}
+
+/// As [`time_ordered_id`], into memory that is there.
+pub fn write_time_ordered_id(text: &mut IdText) -> &str {
+    time_ordered().hyphenated().encode_lower(&mut text.0)
+}
+
 fn time_ordered() -> Uuid {
     #[cfg(test)]
     if let Some(id) = seeded::time_ordered() {

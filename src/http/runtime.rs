@@ -179,6 +179,9 @@ struct RuntimeConnection {
 /// The events of a batch as they came: each is parsed and checked by itself.
 #[derive(Deserialize)]
 struct EventsFrame<'a> {
+    /// It is known when this is read; it must not be there twice.
+    #[serde(rename = "type", borrow)]
+    _kind: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
     session: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
@@ -299,6 +302,10 @@ impl RuntimeConnection {
     }
 
     async fn receive(&mut self, text: &str) -> Result<(), Refusal> {
+        // As most frames begin: a member of that name that follows would be refused.
+        if text.starts_with(r#"{"type":"events","#) {
+            return self.events(text).await;
+        }
         let tag: Tag<'_> = serde_json::from_str(text).map_err(|error| super::unreadable(&error))?;
         if tag.kind == "events" {
             return self.events(text).await;
