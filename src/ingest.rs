@@ -68,6 +68,10 @@ impl Data {
         }
     }
 
+    pub fn is_text(&self) -> bool {
+        matches!(self, Self::Text(_))
+    }
+
     /// The value that a state may look at: nothing of an event that changes none.
     pub fn value(&self) -> &Value {
         match self {

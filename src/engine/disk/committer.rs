@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     engine::{Batch, Bounds, EngineError, Head, Record, RecordKey, Version, memory::check},
-    ids::SessionId,
+    ids::{ByRandomness, SessionId},
     sabotage::{self, Guard},
 };
 
@@ -160,10 +160,9 @@ struct Book {
 /// What the group has changed and is not committed yet.
 #[derive(Default)]
 struct Pending {
-    touched: HashSet<SessionId>,
+    touched: HashSet<SessionId, ByRandomness>,
     removed: HashSet<SessionId>,
-    /// What becomes the journal's next row, and that row once it is written.
-    entries: Entries,
+    /// The journal's row, once it is written.
     row: Option<StoredRow>,
     records: HashMap<RecordKey, Option<Slot>>,
     totals: Totals,
@@ -187,11 +186,13 @@ pub(super) struct Committer {
     /// The first operation of the next group, where it did not fit into the last one.
     carried: Option<Operation>,
     end: Option<bool>,
-    books: HashMap<SessionId, Book>,
+    books: HashMap<SessionId, Book, ByRandomness>,
     totals: Totals,
     pending: Pending,
     recent: Recent,
     journal: Journal,
+    /// What becomes the journal's next row.
+    entries: Entries,
     garbage: VecDeque<Garbage>,
     tidy_again: Option<Instant>,
     sync: Sync,
@@ -214,7 +215,7 @@ impl Committer {
         contents: &Contents,
         (sync, run, recent_bytes): (Sync, LastRun, usize),
     ) -> Self {
-        let (mut books, mut journaled) = (HashMap::with_capacity(contents.logs.len()), Vec::new());
+        let (mut books, mut journaled) = (HashMap::default(), Vec::new());
         let mut recent = Recent::new(recent_bytes);
         for FoundLog { row, stored_sum, unsettled, is_journaled, .. } in &contents.logs {
             let log = shared.logs.get(&row.session).map(|log| Arc::clone(&log));
@@ -250,6 +251,7 @@ impl Committer {
             pending: Pending::default(),
             recent,
             journal,
+            entries: Entries::default(),
             garbage,
             tidy_again: None,
             sync,
@@ -434,6 +436,7 @@ impl Committer {
     fn apply(&mut self, group: &[Operation]) -> Result<Vec<Outcome>, StoreError> {
         let stored = self.shared.stored.load(Ordering::Relaxed);
         self.pending = Pending { totals: self.totals, stored, ..Pending::default() };
+        self.entries.clear();
         // The mark of this run is on the disk before anything that could be lost.
         self.writer.sync(if self.marked { self.sync } else { Sync::Disk })?;
         self.writer.begin()?;
@@ -452,12 +455,11 @@ impl Committer {
 
     /// The journal's row and the totals, once for the whole group.
     fn write_rows(&mut self) -> Result<(), StoreError> {
-        let entries = std::mem::take(&mut self.pending.entries);
-        if !entries.is_empty() {
+        if !self.entries.is_empty() {
             let number = self.journal.next();
-            let chunk = entries.seal(number);
-            self.writer.put_chunk(journal::LOG, number, &chunk.heads, &chunk.frames)?;
-            let row = StoredRow { sum: encoding::sum_of(&chunk.heads), bytes: chunk.heads.len() + chunk.frames.len() };
+            let (heads, frames) = self.entries.seal(number);
+            self.writer.put_chunk(journal::LOG, number, heads, frames)?;
+            let row = StoredRow { sum: encoding::sum_of(heads), bytes: heads.len() + frames.len() };
             self.checkpoints.written(row.bytes + COMMIT_BYTES);
             self.pending.totals.logs.add(row.sum);
             self.pending.row = Some(row);
@@ -505,7 +507,7 @@ impl Committer {
         if after > before && self.pending.stored + (after - before) > self.bounds.total_bytes {
             return Ok(Outcome::Refused(EngineError::Full));
         }
-        self.pending.entries.add(&row, &batch.records);
+        self.entries.add(&row, &batch.records);
         book.move_to(row, batch);
         self.pending.stored = self.pending.stored + after - before;
         self.pending.touched.insert(session);
@@ -601,37 +603,47 @@ impl Committer {
                 self.garbage.push_back(Garbage::Removed(book.row.number));
             }
         }
-        let mut added: HashMap<SessionId, Vec<Record>> = HashMap::with_capacity(pending.touched.len());
         for (operation, outcome) in group.iter_mut().zip(outcomes) {
-            if let (What::Append { session, batch, .. }, Outcome::Head(_)) = (&mut operation.what, outcome) {
-                added.entry(*session).or_default().append(&mut batch.records);
+            match (&mut operation.what, outcome) {
+                (What::Append { session, batch, .. }, Outcome::Head(head)) => {
+                    self.publish_append(*session, *head, std::mem::take(&mut batch.records));
+                }
+                (What::Create { session, epoch, term, .. }, Outcome::Done) => {
+                    self.publish_log(*session, Head { epoch: *epoch, term: *term, first: 0, next: 0, n: 0 });
+                }
+                _ => {}
             }
         }
         for session in pending.touched {
-            self.publish_log(session, added.remove(&session));
+            if let Some(book) = self.books.get_mut(&session) {
+                book.committed = Some(book.row);
+            }
         }
     }
 
-    /// `added`: what the journal has of it since the group, if anything.
-    fn publish_log(&mut self, session: SessionId, added: Option<Vec<Record>>) {
+    /// A log that was not there before.
+    fn publish_log(&mut self, session: SessionId, head: Head) {
+        let Some(book) = self.books.get_mut(&session).filter(|book| book.log.is_none()) else { return };
+        let log = Arc::new(Log::new(&LogRow { head, ..book.row }, 0, Vec::new()));
+        self.shared.logs.insert(session, Arc::clone(&log));
+        book.log = Some(log);
+    }
+
+    fn publish_append(&mut self, session: SessionId, head: Head, records: Vec<Record>) {
+        // Where there is none, the group has removed it.
         let Some(book) = self.books.get_mut(&session) else { return };
-        let row = book.row;
-        book.committed = Some(row);
-        let log = book.log.get_or_insert_with(|| {
-            let log = Arc::new(Log::new(&row, 0, Vec::new()));
-            self.shared.logs.insert(session, Arc::clone(&log));
-            log
-        });
-        if added.is_some() && !std::mem::replace(&mut book.is_journaled, true) {
+        let Some(log) = &book.log else { return };
+        if !std::mem::replace(&mut book.is_journaled, true) {
             self.journal.waits(session);
         }
-        let records = added.unwrap_or_default();
-        let bytes = records.iter().map(Record::size).sum();
-        let some = !records.is_empty();
-        log.publish(row.head, records);
-        if some {
-            self.recent.add(log, row.head.next, bytes);
+        if let Some(last) = records.last() {
+            let (next, bytes) = (last.offset + 1, records.iter().map(Record::size).sum());
+            log.publish(head, records);
+            self.recent.add(log, next, bytes);
+        } else {
+            log.publish(head, records);
         }
+        let row = &book.row;
         if !book.queued && row.head.first - book.purged >= PURGED_AT_ONCE {
             book.queued = true;
             self.garbage.push_back(Garbage::Hidden(session));

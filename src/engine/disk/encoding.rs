@@ -83,9 +83,13 @@ pub(super) fn is_removed_mark(number: i64, bytes: &[u8]) -> bool {
 
 /// The value with the checksum over it and its number at the end.
 fn sealed(mut value: Vec<u8>, number: i64) -> Vec<u8> {
-    let sum = xxh3_64_with_seed(&value, number.cast_unsigned());
-    value.put_u64(sum);
+    seal(&mut value, number);
     value
+}
+
+fn seal(value: &mut Vec<u8>, number: i64) {
+    let sum = xxh3_64_with_seed(value, number.cast_unsigned());
+    value.put_u64(sum);
 }
 
 fn unsealed(bytes: &[u8], number: i64) -> Option<&[u8]> {
@@ -189,7 +193,8 @@ pub(super) fn encode_chunk(log: i64, records: &[Record]) -> EncodedChunk {
     let mut heads = Vec::with_capacity(records.len() * 6 + 64);
     heads.put_u64(xxh3_64(&frames));
     put_description(&mut heads, records);
-    EncodedChunk { heads: sealed_chunk(heads, log, last.cast_signed()), frames }
+    seal_chunk(&mut heads, log, last.cast_signed());
+    EncodedChunk { heads, frames }
 }
 
 /// Where records begin, their types, and of each its length, time and type. Not for none.
@@ -216,9 +221,9 @@ pub(super) fn put_description(out: &mut Vec<u8>, records: &[Record]) {
     }
 }
 
-/// The heads of the chunk at a place, with their checksum at the end.
-pub(super) fn sealed_chunk(heads: Vec<u8>, log: i64, last: i64) -> Vec<u8> {
-    sealed(heads, place(log, last.cast_unsigned()))
+/// Puts the checksum behind the heads of the chunk at a place.
+pub(super) fn seal_chunk(heads: &mut Vec<u8>, log: i64, last: i64) {
+    seal(heads, place(log, last.cast_unsigned()));
 }
 
 pub(super) fn unsealed_chunk(heads: &[u8], log: i64, last: i64) -> Option<&[u8]> {
@@ -384,4 +389,21 @@ fn key_sum(key: &RecordKey) -> i64 {
     bytes.extend_from_slice(key.session.as_str().as_bytes());
     bytes.extend_from_slice(key.name.as_bytes());
     xxh3_64(&bytes).cast_signed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::random_epoch;
+
+    #[test]
+    fn a_row_from_before_there_was_a_journal_is_read() {
+        let head = Head { epoch: random_epoch(), term: 2, first: 3, next: 9, n: 4 };
+        let row = LogRow { number: 7, session: SessionId::random(), head, frame_bytes: 600, oldest_at: 5 };
+        let mut before = Vec::new();
+        row.put(&mut before);
+        assert_eq!(LogRow::decode(7, &sealed(before, 7)), Some((row, 0)));
+        assert_eq!(LogRow::decode(7, &row.encode(12)), Some((row, 12)));
+        assert_eq!(LogRow::decode(8, &row.encode(12)), None);
+    }
 }

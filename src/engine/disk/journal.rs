@@ -12,13 +12,16 @@ use std::collections::VecDeque;
 use bytes::{Buf, BufMut, Bytes};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::encoding::{self, EncodedChunk, Heads, LogRow};
+use super::encoding::{self, Heads, LogRow};
 use crate::{engine::Record, ids::SessionId};
 
 /// Where the rows lie. Numbers of logs begin at 1.
 pub(super) const LOG: i64 = 0;
 /// What the journal holds at most before whoever writes waits until some of it is settled.
 pub(super) const MOST_BYTES: usize = 64 << 20;
+
+/// What a row's memory may hold on to between two groups.
+const KEPT_BYTES: usize = 256 << 10;
 
 /// A row of the journal, as it grows.
 #[derive(Default)]
@@ -48,9 +51,19 @@ impl Entries {
         }
     }
 
-    pub(super) fn seal(mut self, number: i64) -> EncodedChunk {
+    /// The row's heads and frames. Nothing more is added until they are cleared.
+    pub(super) fn seal(&mut self, number: i64) -> (&[u8], &[u8]) {
         self.heads.put_u64(xxh3_64(&self.frames));
-        EncodedChunk { heads: encoding::sealed_chunk(self.heads, LOG, number), frames: self.frames }
+        encoding::seal_chunk(&mut self.heads, LOG, number);
+        (&self.heads, &self.frames)
+    }
+
+    /// The memory is used again, unless there is much of it.
+    pub(super) fn clear(&mut self) {
+        for part in [&mut self.heads, &mut self.frames] {
+            part.clear();
+            part.shrink_to(KEPT_BYTES);
+        }
     }
 }
 
