@@ -383,12 +383,13 @@ async fn an_append_that_comes_alone_is_not_held_up_for_others_to_come() {
 async fn what_is_asked_for_together_is_answered_in_its_order_and_the_head_never_goes_back() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
-    let (sessions, epoch): (Vec<_>, _) = ((0..8).map(|_| SessionId::random()).collect(), random_epoch());
+    let (sessions, epoch): (Vec<_>, _) = ((0..3).map(|_| SessionId::random()).collect(), random_epoch());
     for session in &sessions {
         engine.create(*session, epoch, 1).await.unwrap();
     }
     let heads: Vec<_> = sessions.iter().map(|session| engine.head(*session).unwrap()).collect();
-    let asked = (0..50).flat_map(|offset| sessions.iter().map(move |session| (*session, offset)));
+    // So many that one round of polling asks for all of them.
+    let asked = (0..10).flat_map(|offset| sessions.iter().map(move |session| (*session, offset)));
     let answers = asked.map(|(session, offset)| {
         let (engine, head) = (&engine, &heads[sessions.iter().position(|known| *known == session).unwrap()]);
         async move {
@@ -399,7 +400,7 @@ async fn what_is_asked_for_together_is_answered_in_its_order_and_the_head_never_
     });
     futures::future::join_all(answers).await;
     for session in &sessions {
-        assert_reads_back(&engine, *session, 0, 50).await;
+        assert_reads_back(&engine, *session, 0, 10).await;
     }
 }
 
