@@ -7,7 +7,28 @@ const MILLISECONDS: &[BorrowedFormatItem<'_>] =
 
 /// A time as text.
 pub fn text(at: OffsetDateTime) -> String {
-    at.to_offset(time::UtcOffset::UTC).format(MILLISECONDS).expect("every time has these parts")
+    let at = at.to_offset(time::UtcOffset::UTC);
+    let Ok(year @ 0..=9999) = u32::try_from(at.year()) else {
+        return at.format(MILLISECONDS).expect("every time has these parts");
+    };
+    // The usual case by hand: each event has its time.
+    let mut text = *b"0000-00-00T00:00:00.000Z";
+    let parts = [
+        (0..4, year),
+        (5..7, u8::from(at.month()).into()),
+        (8..10, at.day().into()),
+        (11..13, at.hour().into()),
+        (14..16, at.minute().into()),
+        (17..19, at.second().into()),
+        (20..23, at.millisecond().into()),
+    ];
+    for (place, mut number) in parts {
+        for digit in text[place].iter_mut().rev() {
+            *digit = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
+    }
+    String::from_utf8(text.to_vec()).expect("ASCII")
 }
 
 /// The present in wall time: for what is stored or shown. Waiting itself is on the monotonic clock.
@@ -68,5 +89,23 @@ pub(crate) mod pretended {
     /// This thread's wall time is the system's again.
     pub(crate) fn end() {
         BASE.set(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_written_in_utc_with_milliseconds() {
+        for (given, shown) in [
+            ("2026-01-02T03:04:05.006999Z", "2026-01-02T03:04:05.006Z"),
+            ("0099-12-31T23:59:59.9-00:30", "0100-01-01T00:29:59.900Z"),
+            ("2024-02-29T00:00:00+01:00", "2024-02-28T23:00:00.000Z"),
+        ] {
+            let at = parse(given).unwrap();
+            assert_eq!(text(at), shown);
+            assert_eq!(text(at), at.to_offset(time::UtcOffset::UTC).format(MILLISECONDS).unwrap());
+        }
     }
 }

@@ -56,6 +56,28 @@ impl SessionId {
     }
 }
 
+/// Hashes session ids by what is random in them: for maps whose ids are all of our making.
+pub type ByRandomness = std::hash::BuildHasherDefault<RandomBytes>;
+
+/// Of what is hashed, its first bytes.
+#[derive(Default)]
+pub struct RandomBytes(u64);
+
+impl std::hash::Hasher for RandomBytes {
+    fn write(&mut self, bytes: &[u8]) {
+        // Letters and digits: 5 bits of each byte are enough to tell them apart, spread over the whole number.
+        let first = bytes.first_chunk::<16>().map_or(0, |first| u128::from_le_bytes(*first));
+        let (low, high) = (first as u64, (first >> 64) as u64);
+        self.0 = (low ^ high.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn write_usize(&mut self, _length: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+}
+
 impl FromStr for SessionId {
     type Err = ();
 
@@ -99,6 +121,20 @@ pub fn random_epoch() -> Epoch {
 /// A UUIDv7: for events, notices and connections.
 pub fn time_ordered_id() -> String {
     time_ordered().to_string()
+}
+
+/// Room for the text of a time ordered id.
+pub struct IdText([u8; uuid::fmt::Hyphenated::LENGTH]);
+
+impl Default for IdText {
+    fn default() -> Self {
+        Self([0; uuid::fmt::Hyphenated::LENGTH])
+    }
+}
+
+/// As [`time_ordered_id`], into memory that is there.
+pub fn write_time_ordered_id(text: &mut IdText) -> &str {
+    time_ordered().hyphenated().encode_lower(&mut text.0)
 }
 
 fn time_ordered() -> Uuid {

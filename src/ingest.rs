@@ -5,8 +5,12 @@
 //! who follows.
 
 pub mod payload;
+mod plain;
 
-use std::sync::Arc;
+use std::{
+    io::Write as _,
+    sync::{Arc, LazyLock},
+};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -32,12 +36,67 @@ pub struct IngestLimits {
 
 /// A published event: read and checked, not yet redacted.
 #[derive(Debug)]
-pub struct Published {
+pub struct Published<D = Data> {
     pub n: u64,
     pub kind: Arc<str>,
     pub task: Option<String>,
-    pub data: Value,
+    pub data: D,
     pub picture: Option<NewPicture>,
+}
+
+impl Published {
+    /// With its data as a value.
+    pub fn read_out(self) -> Published<Value> {
+        let Self { n, kind, task, data, picture } = self;
+        Published { n, kind, task, data: data.into_value(), picture }
+    }
+}
+
+/// What an event says.
+#[derive(Clone, Debug)]
+pub enum Data {
+    Value(Value),
+    /// An object as it is written without white space, with nothing escaped in it: of events that [`is_plain`].
+    Text(Box<str>),
+}
+
+impl Data {
+    pub fn into_value(self) -> Value {
+        match self {
+            Self::Value(value) => value,
+            Self::Text(text) => serde_json::from_str(&text).expect("it was read as JSON"),
+        }
+    }
+
+    pub fn is_text(&self) -> bool {
+        matches!(self, Self::Text(_))
+    }
+
+    /// The value that a state may look at: nothing of an event that changes none.
+    pub fn value(&self) -> &Value {
+        match self {
+            Self::Value(value) => value,
+            Self::Text(_) => &Value::Null,
+        }
+    }
+}
+
+impl From<Value> for Data {
+    fn from(value: Value) -> Self {
+        Self::Value(value)
+    }
+}
+
+/// Whether events of this type, which runtimes publish, are only to be looked at, so that nobody here reads their data.
+fn is_plain(kind: &str) -> bool {
+    matches!(kind, kind::AGENT | kind::ACTION | kind::RESPONSE_UPDATE) || is_own(kind)
+}
+
+/// The types that everybody knows, made once.
+static KINDS: LazyLock<Vec<Arc<str>>> = LazyLock::new(|| kind::PUBLISHED.iter().map(|kind| (*kind).into()).collect());
+
+fn kind_of(text: &str) -> Arc<str> {
+    KINDS.iter().find(|kind| ***kind == *text).map_or_else(|| text.into(), Arc::clone)
 }
 
 /// Bytes that came beside a `screenshot`.
@@ -100,6 +159,12 @@ const MEDIA: [&str; 3] = ["image/jpeg", "image/png", "image/webp"];
 /// # Errors
 /// With the code of what is wrong: `duplicate_key`, `too_deep`, `too_large`, `bad_frame`, `invalid`.
 pub fn read(text: &str, limits: &IngestLimits) -> Result<Published, Unreadable> {
+    if text.len() <= limits.payload
+        && let Some(plain) = plain::read(text, limits.depth, is_plain)
+    {
+        let (kind, task) = (kind_of(plain.kind), plain.task.map(str::to_owned));
+        return Ok(Published { n: plain.n, kind, task, data: Data::Text(plain.data), picture: None });
+    }
     let inline_picture = limits.picture / 3 * 4 + 1024;
     let bounds = payload::PayloadLimits { depth: limits.depth, bytes: limits.payload + inline_picture };
     let value = payload::parse(text, &bounds).map_err(|error| Unreadable::payload(text, error))?;
@@ -115,7 +180,7 @@ fn from_object(event: &mut Map<String, Value>, size: usize, limits: &IngestLimit
     let n = n.ok_or_else(|| invalid("an event's `n` counts 1, 2, 3 …"))?;
     let kind = event.get("type").and_then(Value::as_str).ok_or_else(|| invalid("an event has a `type`"))?;
     check_kind(kind)?;
-    let kind: Arc<str> = kind.into();
+    let kind = kind_of(kind);
     let task = optional_id(event, "task")?;
     let picture = event.remove("picture").filter(|picture| !picture.is_null());
     let picture = picture.map(|picture| inline_picture(&picture, limits)).transpose()?;
@@ -156,20 +221,23 @@ fn published(
     if picture.is_some() && *kind != *kind::SCREENSHOT {
         return Err(invalid("only a `screenshot` has a picture"));
     }
-    Ok(Published { n, kind, task, data, picture })
+    Ok(Published { n, kind, task, data: data.into(), picture })
 }
 
 /// Known types, and types of the runtime's own under `x.`.
 fn check_kind(kind: &str) -> Result<(), Refusal> {
-    let own = kind.strip_prefix("x.").is_some_and(|rest| {
-        (1..=62).contains(&rest.len())
-            && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b'-'))
-    });
-    if own || kind::PUBLISHED.contains(&kind) {
+    if is_own(kind) || kind::PUBLISHED.contains(&kind) {
         return Ok(());
     }
     let shortened: String = kind.chars().take(64).collect();
     Err(invalid(format!("`{shortened}` is no event type that a runtime publishes; types of your own begin with `x.`")))
+}
+
+fn is_own(kind: &str) -> bool {
+    kind.strip_prefix("x.").is_some_and(|rest| {
+        (1..=62).contains(&rest.len())
+            && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b'-'))
+    })
 }
 
 fn optional_id(object: &Map<String, Value>, name: &str) -> Result<Option<String>, Refusal> {
@@ -201,8 +269,14 @@ fn checked_picture(media: &str, bytes: Bytes, limits: &IngestLimits) -> Result<N
 const PLAIN_MEMBERS: [&str; 4] = ["taskId", "guardrailId", "type", "id"];
 
 /// Replaces every registered secret in an event's data.
-pub fn redact(data: &mut Value, redactor: &Redactor) {
-    let Value::Object(members) = data else { return };
+pub fn redact(data: &mut Data, redactor: &Redactor) {
+    if let Data::Text(text) = data {
+        if redactor.is_clear(text) {
+            return;
+        }
+        *data = std::mem::replace(data, Data::Value(Value::Null)).into_value().into();
+    }
+    let Data::Value(Value::Object(members)) = data else { return };
     if redactor.is_empty() {
         return;
     }
@@ -260,10 +334,15 @@ impl Frames {
         Self { shared: Vec::with_capacity(events), buffer: Vec::with_capacity(bytes), ends: Vec::new() }
     }
 
-    pub fn encode(&mut self, envelope: Envelope<'_>, kind: &str, data: &Value) {
-        let Envelope { session, position, id, at, task } = envelope;
-        let frame = EventFrame { frame: "event", session, position, id, at, task, event: Inner { kind, data } };
-        serde_json::to_writer(&mut self.buffer, &frame).expect("an event is plain data");
+    pub fn encode(&mut self, envelope: Envelope<'_>, kind: &str, data: &Data) {
+        match data {
+            Data::Value(data) => {
+                let Envelope { session, position, id, at, task } = envelope;
+                let frame = EventFrame { frame: "event", session, position, id, at, task, event: Inner { kind, data } };
+                serde_json::to_writer(&mut self.buffer, &frame).expect("an event is plain data");
+            }
+            Data::Text(data) => put_frame(&mut self.buffer, &envelope, kind, data),
+        }
         self.ends.push(self.buffer.len());
         if self.buffer.len() >= SHARED_BYTES {
             self.share();
@@ -287,6 +366,32 @@ impl Frames {
     }
 }
 
+/// What [`EventFrame`] says with this data.
+fn put_frame(out: &mut Vec<u8>, envelope: &Envelope<'_>, kind: &str, data: &str) {
+    let Envelope { session, position, id, at, task } = envelope;
+    let mut put = |name: &str, text: &str| {
+        out.extend_from_slice(name.as_bytes());
+        serde_json::to_writer(&mut *out, text).expect("a text can be written");
+    };
+    put(r#"{"type":"event","session":"#, session);
+    put(r#","position":"#, position.epoch.as_str());
+    out.pop();
+    write!(out, ":{}", position.offset).expect("a buffer takes everything");
+    let mut put = |name: &str, text: &str| {
+        out.extend_from_slice(name.as_bytes());
+        serde_json::to_writer(&mut *out, text).expect("a text can be written");
+    };
+    put(r#"","id":"#, id);
+    put(r#","at":"#, at);
+    if let Some(task) = task {
+        put(r#","task":"#, task);
+    }
+    put(r#","event":{"type":"#, kind);
+    out.extend_from_slice(br#","data":"#);
+    out.extend_from_slice(data.as_bytes());
+    out.extend_from_slice(b"}}");
+}
+
 fn invalid(message: impl Into<String>) -> Refusal {
     Refusal::new(Code::Invalid, message)
 }
@@ -306,9 +411,55 @@ mod tests {
         for (data, offset) in payloads.iter().zip(0..) {
             let position = Position { epoch, offset };
             let envelope = Envelope { session: "q7w3k9d2m5x8c1v4b6n0", position, id: "1", at: "now", task: None };
-            frames.encode(envelope, kind::AGENT, data);
+            frames.encode(envelope, kind::AGENT, &data.clone().into());
         }
         frames.finish()
+    }
+
+    #[test]
+    fn data_that_is_text_makes_the_same_frame_as_its_value() {
+        let text = r#"{"content":"é","list":[1,null]}"#;
+        let epoch = crate::ids::random_epoch();
+        for task in [None, Some("t\"1")] {
+            let position = Position { epoch, offset: 17 };
+            let envelope = Envelope { session: "q7w3k9d2m5x8c1v4b6n0", position, id: "1", at: "now", task };
+            let mut frames = Frames::for_events(2);
+            frames.encode(envelope, "x.a", &Data::Text(text.into()));
+            frames.encode(envelope, "x.a", &Data::Text(text.into()).into_value().into());
+            let frames = frames.finish();
+            assert_eq!(frames[0], frames[1]);
+        }
+    }
+
+    #[test]
+    fn a_secret_in_data_that_is_text_goes_as_from_its_value() {
+        let mut redactor = Redactor::default();
+        redactor.register("hunter22", crate::redact::Nature::Credential).unwrap();
+        let read = |data: &str| {
+            let text = format!(r#"{{"n":1,"type":"agent","data":{data}}}"#);
+            let limits = IngestLimits { payload: 10_000, depth: 32, picture: 0 };
+            read(&text, &limits).unwrap().data
+        };
+        for (data, clean) in [
+            (r#"{"a":"nothing here"}"#, r#"{"a":"nothing here"}"#),
+            (r#"{"a":"my hunter22!"}"#, r#"{"a":"my [redacted]!"}"#),
+            (r#"{"hunter22":1}"#, r#"{"[redacted]":1}"#),
+            // In its other spellings, with escapes of JSON and of URLs, and in base64.
+            (r#"{"a":"hunt\u0065r22"}"#, r#"{"a":"[redacted]"}"#),
+            (r#"{"a":"?p=hunt%65r22"}"#, r#"{"a":"?p=[redacted]"}"#),
+            (r#"{"a":"aHVudGVyMjI="}"#, r#"{"a":"[redacted]"}"#),
+            // What only the text of two strings spells is none.
+            (r#"{"a":"hunter","b":"22"}"#, r#"{"a":"hunter","b":"22"}"#),
+        ] {
+            let mut data = read(data);
+            redact(&mut data, &redactor);
+            assert_eq!(data.into_value().to_string(), clean);
+        }
+        // A value that counts as a whole string only.
+        redactor.register("no", crate::redact::Nature::Credential).unwrap();
+        let mut data = read(r#"{"a":"no","b":"not"}"#);
+        redact(&mut data, &redactor);
+        assert_eq!(data.into_value().to_string(), r#"{"a":"[redacted]","b":"not"}"#);
     }
 
     #[test]

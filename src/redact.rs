@@ -10,6 +10,7 @@
 //! Case matters. A value cut over two strings is not found, and numbers, `true` and the like are not looked at.
 
 mod forms;
+mod sieve;
 mod view;
 
 use std::{
@@ -24,6 +25,7 @@ use serde_json::{Map, Value};
 
 use self::{
     forms::{Forms, Reach, SecretBytes},
+    sieve::Sieve,
     view::{Decoding, View},
 };
 use crate::sabotage::{self, Guard};
@@ -148,6 +150,22 @@ impl Redactor {
         if self.is_idle() { Cow::Borrowed(text) } else { self.replace(text, Extent::WholeValue) }
     }
 
+    /// Whether a JSON text in which nothing is escaped certainly holds no secret, by one quick look at all of it. Where it
+    /// does not say so, the text's value has to be searched.
+    ///
+    /// Every string and key then stands in the text as it is, so what is found inside one is found in the text. Texts that
+    /// say more when they are decoded, and values that count only as a whole string, are left to the search.
+    pub fn is_clear(&self, text: &str) -> bool {
+        if self.is_idle() {
+            return true;
+        }
+        let search = self.search.get_or_init(|| Search::new(&self.values));
+        let may_decode = |byte: u8| matches!(byte, b'\\' | b'%' | b'+');
+        search.whole.is_empty()
+            && !text.bytes().fold(false, |found, byte| found | may_decode(byte))
+            && !search.may_be_inside(text.as_bytes())
+    }
+
     fn is_idle(&self) -> bool {
         self.values.is_empty() || sabotage::is_off(Guard::Redactor)
     }
@@ -231,6 +249,8 @@ impl fmt::Debug for Redactor {
 /// The values' forms, ready to be searched for.
 struct Search {
     automaton: Option<NFA>,
+    /// What the automaton need not look at.
+    sieve: Option<Sieve>,
     /// By the automaton's pattern.
     reaches: Vec<Reach>,
     whole: HashMap<SecretBytes, Extent>,
@@ -257,7 +277,12 @@ impl Search {
         let (patterns, reaches): (Vec<SecretBytes>, Vec<Reach>) = inside.into_iter().unzip();
         let automaton = (!patterns.is_empty())
             .then(|| NFA::builder().prefilter(false).build(&patterns).expect("a session's secrets are few and short"));
-        Self { automaton, reaches, whole }
+        let sieve = Sieve::new(patterns.iter().map(AsRef::as_ref));
+        Self { automaton, sieve, reaches, whole }
+    }
+
+    fn may_be_inside(&self, text: &[u8]) -> bool {
+        self.automaton.is_some() && self.sieve.as_ref().is_none_or(|sieve| sieve.may_hold(text))
     }
 
     /// What has to go: in order, apart from each other, and never empty.
@@ -291,7 +316,9 @@ impl Search {
             covered.push(view.origin(0, view.bytes.len()));
             return;
         }
-        if let Some(automaton) = &self.automaton {
+        if let Some(automaton) = &self.automaton
+            && self.may_be_inside(&view.bytes)
+        {
             self.search_inside(automaton, view, covered);
         }
         let next = match layers {

@@ -221,6 +221,12 @@ impl Session {
         Arc::clone(&self.0.in_flight).acquire_many_owned(permits).await.expect("never closed")
     }
 
+    /// The same if there is now.
+    pub fn room_now(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let permits = u32::try_from(bytes.clamp(1, IN_FLIGHT_BYTES)).expect("below 16 MiB");
+        Arc::clone(&self.0.in_flight).try_acquire_many_owned(permits).ok()
+    }
+
     /// Hands over events of a connection; the gateway's word on them comes through the link.
     pub async fn publish(
         &self,

@@ -13,6 +13,7 @@ mod checkpoints;
 mod committer;
 mod encoding;
 mod inspection;
+mod journal;
 mod logs;
 mod opening;
 mod readers;
@@ -42,7 +43,7 @@ use self::{
     committer::{Committer, Message, Operation, Reply, What},
     encoding::LastRun,
     logs::{Log, Shared},
-    opening::{Contents, Lock},
+    opening::{Contents, FoundLog, Lock},
     readers::Readers,
     store::{Sync, Writer},
 };
@@ -197,9 +198,9 @@ impl DiskEngine {
 fn share(contents: &Contents) -> Shared {
     let logs = DashMap::with_capacity(contents.logs.len());
     let mut stored = 0;
-    for row in &contents.logs {
+    for FoundLog { row, settled, unsettled, .. } in &contents.logs {
         stored += row.bytes();
-        logs.insert(row.session, Arc::new(Log::new(row)));
+        logs.insert(row.session, Arc::new(Log::new(row, *settled, unsettled.clone())));
     }
     Shared {
         logs,

@@ -15,6 +15,7 @@ use axum::{
     http::HeaderMap,
     response::{IntoResponse, Response},
 };
+use futures::FutureExt;
 use onlooker_protocol::{
     Code, VERSION,
     code::Refusal,
@@ -24,7 +25,10 @@ use onlooker_protocol::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, sleep_until, timeout, timeout_at},
+};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::{
@@ -50,6 +54,8 @@ const GOODBYE: Duration = Duration::from_secs(2);
 const SILENT_PINGS: u32 = 3;
 /// Bytes that wait to be sent before links are asked for more.
 const FILL: usize = 64 * 1024;
+/// Frames that are read before anything is said to them.
+const READ_AT_ONCE: usize = 64;
 /// How long one `GET …/commands` may wait.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -173,11 +179,44 @@ struct RuntimeConnection {
     next_ping: Instant,
     last_heard: Instant,
     unreadable: u32,
+    gathered: Option<Gathered>,
+}
+
+/// What has come in one frame, or in several that follow one another.
+struct Gathered {
+    session: Session,
+    events: Vec<Published>,
+    unreadable: Option<Unreadable>,
+    room: OwnedSemaphorePermit,
+}
+
+impl Gathered {
+    /// Takes over what goes on right where this ends, if all of it is only to be looked at: whether it came in one frame
+    /// or in two makes no difference then. Gives back anything else.
+    fn take_over(&mut self, next: Self, most: usize) -> Option<Self> {
+        let continues = self.unreadable.is_none()
+            && next.unreadable.is_none()
+            && self.session.id == next.session.id
+            && self.events.len() + next.events.len() <= most;
+        let last = self.events.last().filter(|event| event.data.is_text()).map(|event| event.n);
+        let follows = last.is_some_and(|last| {
+            next.events.iter().zip(last + 1..).all(|(event, n)| event.n == n && event.data.is_text())
+        });
+        if !continues || !follows {
+            return Some(next);
+        }
+        self.events.extend(next.events);
+        self.room.merge(next.room);
+        None
+    }
 }
 
 /// The events of a batch as they came: each is parsed and checked by itself.
 #[derive(Deserialize)]
 struct EventsFrame<'a> {
+    /// It is known when this is read; it must not be there twice.
+    #[serde(rename = "type", borrow)]
+    _kind: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
     session: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
@@ -201,7 +240,19 @@ impl RuntimeConnection {
         let now = Instant::now();
         let next_ping = now + app.config.times.ping_every;
         tracing::info!(runtime = %entry.name, capacity = entry.capacity, "runtime registered");
-        Self { app, wire, id, grant, entry, outlet, last_ping: 0, next_ping, last_heard: now, unreadable: 0 }
+        Self {
+            app,
+            wire,
+            id,
+            grant,
+            entry,
+            outlet,
+            last_ping: 0,
+            next_ping,
+            last_heard: now,
+            unreadable: 0,
+            gathered: None,
+        }
     }
 
     async fn run(&mut self) -> Ended {
@@ -225,27 +276,56 @@ impl RuntimeConnection {
                     Err(ended) => return ended,
                 },
             };
-            let received = match turn {
-                Turn::Flushed => continue,
-                Turn::Closed(_) => return Ended::Gone,
-                Turn::Broken(error) => {
-                    return close_code(&error).map_or(Ended::Gone, |(code, why)| Ended::Close(code, why));
-                }
-                Turn::Received(message) => message,
-            };
-            self.last_heard = Instant::now();
-            let done = match received {
-                Message::Text(text) => self.receive(text.as_str()).await,
-                Message::Binary(bytes) => self.receive_picture(bytes).await,
-                _ => Ok(()),
-            };
-            if let Err(refusal) = done {
-                self.refuse(None, refusal);
-            }
-            if self.unreadable >= 10 {
-                return Ended::Close(Code::UnreadableFrame, "too many frames could not be read");
+            if let Err(ended) = self.take_in(turn).await {
+                return ended;
             }
         }
+    }
+
+    /// Takes what has come, and what is there behind it: what is to be said to all of it goes out together.
+    async fn take_in(&mut self, turn: Turn) -> Result<(), Ended> {
+        let taken = self.take_what_is_there(turn).await;
+        self.hand_over().await;
+        taken
+    }
+
+    async fn take_what_is_there(&mut self, turn: Turn) -> Result<(), Ended> {
+        let mut next = Some(turn);
+        for more in (0..READ_AT_ONCE).rev() {
+            match next.take() {
+                None => break,
+                Some(Turn::Flushed) => {}
+                Some(Turn::Received(message)) => self.take_message(message).await?,
+                Some(Turn::Closed(_)) => return Err(Ended::Gone),
+                Some(Turn::Broken(error)) => {
+                    return Err(close_code(&error).map_or(Ended::Gone, |(code, why)| Ended::Close(code, why)));
+                }
+            }
+            // Where nothing is there, whoever waits asks again.
+            if more > 0 {
+                next = self.wire.turn().now_or_never();
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_message(&mut self, message: Message) -> Result<(), Ended> {
+        self.last_heard = Instant::now();
+        let done = match message {
+            Message::Text(text) => self.receive(text.as_str()).await,
+            Message::Binary(bytes) => {
+                self.hand_over().await;
+                self.receive_picture(bytes).await
+            }
+            _ => Ok(()),
+        };
+        if let Err(refusal) = done {
+            self.refuse(None, refusal);
+        }
+        if self.unreadable >= 10 {
+            return Err(Ended::Close(Code::UnreadableFrame, "too many frames could not be read"));
+        }
+        Ok(())
     }
 
     fn fill(&mut self) {
@@ -298,20 +378,51 @@ impl RuntimeConnection {
     }
 
     async fn receive(&mut self, text: &str) -> Result<(), Refusal> {
+        // As most frames begin: a member of that name that follows would be refused.
+        if text.starts_with(r#"{"type":"events","#) {
+            return self.events(text).await;
+        }
         let tag: Tag<'_> = serde_json::from_str(text).map_err(|error| super::unreadable(&error))?;
         if tag.kind == "events" {
             return self.events(text).await;
         }
         let frame = serde_json::from_str(text).map_err(|error| super::unreadable(&error))?;
+        self.hand_over().await;
         self.serve(frame).await
     }
 
     async fn events(&mut self, text: &str) -> Result<(), Refusal> {
         let frame: EventsFrame<'_> = serde_json::from_str(text).map_err(|error| super::unreadable(&error))?;
         let session = self.session(&frame.session)?;
-        let room = session.room(text.len()).await;
+        let gathers = self.gathered.as_ref().is_some_and(|gathered| gathered.session.id == session.id);
+        let room = if gathers { session.room_now(text.len()) } else { None };
+        let room = match room {
+            Some(room) => room,
+            None => {
+                self.hand_over().await;
+                session.room(text.len()).await
+            }
+        };
         let (events, unreadable) = read_batch(&frame.events, &self.app);
-        session.publish(self.id, events, unreadable, room).await
+        let batch = Gathered { session, events, unreadable, room };
+        let most = self.app.config.limits.batch_events;
+        let left = match &mut self.gathered {
+            Some(gathered) => gathered.take_over(batch, most),
+            None => Some(batch),
+        };
+        if let Some(batch) = left {
+            self.hand_over().await;
+            self.gathered = Some(batch);
+        }
+        Ok(())
+    }
+
+    /// Hands what was gathered to its owner. Everything that comes behind it waits for this.
+    async fn hand_over(&mut self) {
+        let Some(Gathered { session, events, unreadable, room }) = self.gathered.take() else { return };
+        if let Err(refusal) = session.publish(self.id, events, unreadable, room).await {
+            self.refuse(None, refusal);
+        }
     }
 
     async fn receive_picture(&mut self, frame: Bytes) -> Result<(), Refusal> {

@@ -20,7 +20,7 @@ use crate::{
     clock,
     engine::{Batch, EngineError, Head, Numbers, Record},
     ids,
-    ingest::{self, Frames},
+    ingest::{self, Data, Frames},
     outbox::Verdict,
 };
 
@@ -59,12 +59,12 @@ impl Default for Patience {
 pub(super) struct Draft {
     pub kind: Arc<str>,
     pub task: Option<String>,
-    pub data: Value,
+    pub data: Data,
 }
 
 impl Draft {
     pub(super) fn new(kind: &str, task: Option<String>, data: Value) -> Self {
-        Self { kind: kind.into(), task, data }
+        Self { kind: kind.into(), task, data: data.into() }
     }
 }
 
@@ -101,6 +101,7 @@ impl Owner {
         self.log.n = head.n;
         let mut changes_state = false;
         for (Draft { kind, task, data }, position) in &applied {
+            let data = data.value();
             self.state.apply(Applied { kind, task: task.as_deref(), data, at: &at, position: *position });
             changes_state |= State::is_changed_by(kind);
             if **kind == *kind::SCREENSHOT {
@@ -120,9 +121,10 @@ impl Owner {
         if !matches!(&*draft.kind, kind::GUARDRAIL_TRIGGER | kind::GUARDRAIL_RESOLVED) {
             ingest::redact(&mut draft.data, &self.redactor);
         }
-        let id = ids::time_ordered_id();
+        let mut id = ids::IdText::default();
+        let id = ids::write_time_ordered_id(&mut id);
         let envelope =
-            ingest::Envelope { session: self.session.id.as_str(), position, id: &id, at, task: draft.task.as_deref() };
+            ingest::Envelope { session: self.session.id.as_str(), position, id, at, task: draft.task.as_deref() };
         frames.encode(envelope, &draft.kind, &draft.data);
     }
 

@@ -42,6 +42,9 @@ use crate::{
     secrets::Fillers,
 };
 
+/// Requests that may be served between being told to end and ending.
+const ENDS_WITHIN: u32 = 16;
+
 pub(super) struct Owner {
     pub(super) session: Session,
     pub(super) services: Arc<Services>,
@@ -155,12 +158,22 @@ impl Owner {
             }
         }
         let timer = tokio::time::sleep_until(Instant::now());
-        tokio::pin!(timer);
+        let forget = self.forget.clone();
+        let (stopped, forgotten) = (shutdown.cancelled(), forget.cancelled());
+        tokio::pin!(timer, stopped, forgotten);
+        let mut turns = 0_u32;
         loop {
+            // What comes most is looked at first below, so that the rest is not asked in between; but no mailbox can hold up
+            // the end.
+            turns = turns.wrapping_add(1);
+            if turns.is_multiple_of(ENDS_WITHIN) && shutdown.is_cancelled() {
+                self.leave().await;
+                return Ended::Stopped;
+            }
             if self.catch_up().await.is_err() {
                 return self.lost();
             }
-            if self.is_forgotten() {
+            if self.is_forgotten() || turns.is_multiple_of(ENDS_WITHIN) && forget.is_cancelled() {
                 return Ended::Forgotten;
             }
             if let Some(request) = self.deferred.pop_front() {
@@ -175,16 +188,16 @@ impl Owner {
             }
             let done = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => {
-                    self.leave().await;
-                    return Ended::Stopped;
-                }
-                () = self.forget.cancelled() => return Ended::Forgotten,
                 Some(look) = self.looks.recv() => self.show_and_serve(look).await,
                 request = self.requests.recv() => match request {
                     Some(request) => self.serve_one(request).await,
                     None => return Ended::Stopped,
                 },
+                () = stopped.as_mut() => {
+                    self.leave().await;
+                    return Ended::Stopped;
+                }
+                () = forgotten.as_mut() => return Ended::Forgotten,
                 () = runtime_gone(&self.runtime) => Box::pin(self.runtime_left()).await,
                 () = self.session.watch.changed() => {
                     self.side_stale = true;

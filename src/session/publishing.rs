@@ -148,7 +148,7 @@ impl Owner {
                 plain.drafts.push(draft);
             } else {
                 self.append_plain(&mut plain).await?;
-                Box::pin(self.take_stateful(event)).await?;
+                Box::pin(self.take_stateful(event.read_out())).await?;
             }
         }
         self.append_plain(&mut plain).await
@@ -189,30 +189,29 @@ impl Owner {
 
     fn plain_draft(&mut self, event: Published, plain: &mut Plain) -> Draft {
         let task = self.task_of(&event);
-        let mut data = event.data;
-        if let Some(picture) = event.picture {
-            if data.is_null() {
-                data = json!({});
-            }
-            if self.state.session().sensitive {
-                data["withheld"] = Value::Bool(true);
-            } else {
-                let id = ids::random_id();
-                data["id"] = Value::String(id.clone());
-                data["media"] = Value::String(picture.media.clone());
-                data["size"] = picture.bytes.len().into();
-                plain.pictures.push((id, plain.drafts.len(), picture));
-            }
+        let Some(picture) = event.picture else { return Draft { kind: event.kind, task, data: event.data } };
+        let mut data = event.data.into_value();
+        if data.is_null() {
+            data = json!({});
         }
-        Draft { kind: event.kind, task, data }
+        if self.state.session().sensitive {
+            data["withheld"] = Value::Bool(true);
+        } else {
+            let id = ids::random_id();
+            data["id"] = Value::String(id.clone());
+            data["media"] = Value::String(picture.media.clone());
+            data["size"] = picture.bytes.len().into();
+            plain.pictures.push((id, plain.drafts.len(), picture));
+        }
+        Draft { kind: event.kind, task, data: data.into() }
     }
 
     /// The task that an event names, or the current one.
-    fn task_of(&self, event: &Published) -> Option<String> {
+    fn task_of<D>(&self, event: &Published<D>) -> Option<String> {
         event.task.clone().or_else(|| self.state.current().map(|task| task.task.clone()))
     }
 
-    async fn take_stateful(&mut self, event: Published) -> Result<(), Stop> {
+    async fn take_stateful(&mut self, event: Published<Value>) -> Result<(), Stop> {
         let numbers = Numbers { from: self.log.n, to: event.n };
         match &*event.kind {
             kind::GUARDRAIL_TRIGGER => self.raise(event, numbers).await,
@@ -234,7 +233,7 @@ impl Owner {
         })
     }
 
-    async fn sensitive(&mut self, event: Published, numbers: Numbers) -> Result<(), StatefulStop> {
+    async fn sensitive(&mut self, event: Published<Value>, numbers: Numbers) -> Result<(), StatefulStop> {
         let Some(on) = event.data["on"].as_bool() else {
             return Err(invalid("sensitive has `data.on`, true or false").into());
         };
@@ -245,7 +244,7 @@ impl Owner {
         Ok(())
     }
 
-    async fn task_started(&mut self, event: Published, numbers: Numbers) -> Result<(), StatefulStop> {
+    async fn task_started(&mut self, event: Published<Value>, numbers: Numbers) -> Result<(), StatefulStop> {
         let task = event.data["taskId"].as_str().map(str::to_owned).or_else(|| event.task.clone());
         let task = task.filter(|task| ids::is_outside_id(task));
         let task = task.ok_or_else(|| invalid("task_started names its task in `data.taskId`"))?;
@@ -259,16 +258,16 @@ impl Owner {
     }
 
     /// What the task has used so far: it goes on.
-    async fn used(&mut self, event: Published, numbers: Numbers) -> Result<(), StatefulStop> {
-        let draft = Draft { task: self.task_of(&event), kind: event.kind, data: event.data };
+    async fn used(&mut self, event: Published<Value>, numbers: Numbers) -> Result<(), StatefulStop> {
+        let draft = Draft { task: self.task_of(&event), kind: event.kind, data: event.data.into() };
         self.append(vec![draft], Some(numbers)).await?;
         Ok(())
     }
 
     /// `task_completed`, or the `error` that ends a task.
-    async fn task_result(&mut self, event: Published, numbers: Numbers) -> Result<(), StatefulStop> {
+    async fn task_result(&mut self, event: Published<Value>, numbers: Numbers) -> Result<(), StatefulStop> {
         let Some(task) = self.task_of(&event) else {
-            let draft = Draft { kind: event.kind, task: None, data: event.data };
+            let draft = Draft { kind: event.kind, task: None, data: event.data.into() };
             self.append(vec![draft], Some(numbers)).await?;
             return Ok(());
         };
@@ -278,7 +277,7 @@ impl Owner {
         }
         data["taskId"] = Value::String(task.clone());
         let ends = self.state.task(&task).is_some_and(|task| !task.status.is_over());
-        let draft = Draft { kind: event.kind, task: Some(task.clone()), data };
+        let draft = Draft { kind: event.kind, task: Some(task.clone()), data: data.into() };
         let positions = self.append(vec![draft], Some(numbers)).await?;
         if ends {
             self.cancel_guardrails_of(Some(&task), "task").await?;

@@ -32,7 +32,7 @@ use crate::{
 
 impl Owner {
     /// A runtime raises a guardrail. Fillers are asked before anybody is disturbed.
-    pub(super) async fn raise(&mut self, event: Published, numbers: Numbers) -> Result<(), StatefulStop> {
+    pub(super) async fn raise(&mut self, event: Published<Value>, numbers: Numbers) -> Result<(), StatefulStop> {
         let wall = clock::now();
         let rules = self.book.rules().clone();
         let trigger = Trigger::read(&event.data, &ids::time_ordered_id(), wall, &rules)?;
@@ -88,7 +88,7 @@ impl Owner {
         Ok(())
     }
 
-    fn task_of_guardrail(&self, event: &Published) -> Option<String> {
+    fn task_of_guardrail(&self, event: &Published<Value>) -> Option<String> {
         event.task.clone().or_else(|| self.state.current().map(|task| task.task.clone()))
     }
 
@@ -168,7 +168,7 @@ impl Owner {
         }
     }
 
-    pub(super) async fn withdrawn(&mut self, event: Published, numbers: Numbers) -> Result<(), StatefulStop> {
+    pub(super) async fn withdrawn(&mut self, event: Published<Value>, numbers: Numbers) -> Result<(), StatefulStop> {
         let id = guardrail_id(&event)?;
         self.append(Vec::new(), Some(numbers)).await?;
         let open = self.book.get(&id).is_some_and(|guardrail| !guardrail.is_over());
@@ -178,7 +178,7 @@ impl Owner {
         Ok(())
     }
 
-    pub(super) async fn taken(&mut self, event: Published, numbers: Numbers) -> Result<(), StatefulStop> {
+    pub(super) async fn taken(&mut self, event: Published<Value>, numbers: Numbers) -> Result<(), StatefulStop> {
         let id = guardrail_id(&event)?;
         let revision = event.data["revision"].as_u64();
         let task = self.task_of_guardrail(&event);
@@ -473,7 +473,7 @@ fn values_in(text: &str) -> impl Iterator<Item = &str> {
         .filter(|part| !part.is_empty())
 }
 
-fn guardrail_id(event: &Published) -> Result<String, Refusal> {
+fn guardrail_id(event: &Published<Value>) -> Result<String, Refusal> {
     let id = event.data["guardrailId"].as_str().filter(|id| ids::is_outside_id(id));
     id.map(str::to_owned).ok_or_else(|| invalid(format!("{} names its guardrail in `data.guardrailId`", event.kind)))
 }

@@ -1,6 +1,10 @@
 //! The one thread that writes. It takes what waits as one group, checks each operation against what the ones before it
 //! in the group have done, and commits all of it at once; only then do heads move and callers hear of it. While one
-//! group is being synced the next one collects: the slower the disk, the larger the groups.
+//! group is being synced the next one collects: the slower the disk, the larger the groups. Where processors are few, those
+//! who ask run before the group is closed ([`Committer::next`]).
+//!
+//! What a group appends is one row of the [`journal`]. When that has become long, log after log is settled: its records
+//! move to chunks of its own, in bounded steps between the groups.
 //!
 //! A group that fails has not happened, and every caller in it is told so.
 
@@ -22,14 +26,15 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::{
     checkpoints::Checkpoints,
     encoding::{self, Heads, KINDS, LastRun, LogRow, RecordHead, Totals},
+    journal::{self, Entries, Journal, StoredRow},
     logs::{Log, Recent, Shared},
-    opening::{Contents, Slot, place_of},
+    opening::{Contents, FoundJournal, FoundLog, Slot, place_of},
     readers::unavailable,
     store::{StoreError, Sync, Writer},
 };
 use crate::{
     engine::{Batch, Bounds, EngineError, Head, Record, RecordKey, Version, memory::check},
-    ids::SessionId,
+    ids::{ByRandomness, SessionId},
     sabotage::{self, Guard},
 };
 
@@ -40,8 +45,23 @@ const PURGED_AT_ONCE: u64 = 64;
 /// What one step of purging removes at most: more than a group can add, so that what is hidden does not pile up.
 const PURGE_STEP_BYTES: usize = 2 * GROUP_BYTES;
 const PURGE_STEP_CHUNKS: usize = 256;
-/// After a purge has failed.
-const PURGE_PAUSE: Duration = Duration::from_secs(1);
+/// Beside as many logs as the group had operations, how many one step settles.
+const SETTLED_AT_ONCE: usize = 16;
+/// What one step of settling moves at most, about, in bytes of frames.
+const SETTLE_STEP_BYTES: usize = 1 << 20;
+/// The journal is settled when it has this share of what stays in memory of the newest records.
+const SETTLED_SHARE: usize = 4;
+/// Rows of the journal that one step removes.
+const JOURNAL_STEP_ROWS: usize = 64;
+/// Records of a log that are settled together are one chunk up to this size, in bytes of frames: whoever reads one of
+/// them reads them all.
+const CHUNK_BYTES: usize = 64 << 10;
+/// What a commit costs in the log beside what is written, about: pages that are hardly changed.
+const COMMIT_BYTES: usize = 24 << 10;
+/// The same for a log that is settled.
+const SETTLE_BYTES: usize = 12 << 10;
+/// After a purge or settling has failed.
+const PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 
@@ -123,6 +143,10 @@ struct Book {
     row: LogRow,
     /// As committed. None: the group creates it.
     committed: Option<LogRow>,
+    /// The checksum of its row in the store.
+    stored_sum: u64,
+    /// The journal has records of it.
+    is_journaled: bool,
     /// Of the newest records, up to the end; those before it are in the store only.
     lengths: VecDeque<Length>,
     /// Up to here chunks were purged, or are about to be.
@@ -136,8 +160,10 @@ struct Book {
 /// What the group has changed and is not committed yet.
 #[derive(Default)]
 struct Pending {
-    touched: HashSet<SessionId>,
+    touched: HashSet<SessionId, ByRandomness>,
     removed: HashSet<SessionId>,
+    /// The journal's row, once it is written.
+    row: Option<StoredRow>,
     records: HashMap<RecordKey, Option<Slot>>,
     totals: Totals,
     stored: u64,
@@ -160,12 +186,15 @@ pub(super) struct Committer {
     /// The first operation of the next group, where it did not fit into the last one.
     carried: Option<Operation>,
     end: Option<bool>,
-    books: HashMap<SessionId, Book>,
+    books: HashMap<SessionId, Book, ByRandomness>,
     totals: Totals,
     pending: Pending,
     recent: Recent,
+    journal: Journal,
+    /// What becomes the journal's next row.
+    entries: Entries,
     garbage: VecDeque<Garbage>,
-    purge_again: Option<Instant>,
+    tidy_again: Option<Instant>,
     sync: Sync,
     /// What this run leaves for the next one, and whether the store has it.
     run: LastRun,
@@ -186,14 +215,29 @@ impl Committer {
         contents: &Contents,
         (sync, run, recent_bytes): (Sync, LastRun, usize),
     ) -> Self {
-        let mut books = HashMap::with_capacity(contents.logs.len());
-        for row in &contents.logs {
+        let (mut books, mut journaled) = (HashMap::default(), Vec::new());
+        let mut recent = Recent::new(recent_bytes);
+        for FoundLog { row, stored_sum, unsettled, is_journaled, .. } in &contents.logs {
             let log = shared.logs.get(&row.session).map(|log| Arc::clone(&log));
-            // What was hidden before and is not purged goes with the next that is hidden.
-            let book =
-                Book { row: *row, committed: Some(*row), lengths: VecDeque::new(), purged: 0, queued: false, log };
+            if let Some(log) = log.as_ref().filter(|_| *is_journaled) {
+                journaled.push(row.session);
+                recent.add(log, row.head.next, unsettled.iter().map(Record::size).sum());
+            }
+            let book = Book {
+                row: *row,
+                committed: Some(*row),
+                stored_sum: *stored_sum,
+                is_journaled: *is_journaled,
+                lengths: VecDeque::new(),
+                // What was hidden before and is not purged goes with the next that is hidden.
+                purged: 0,
+                queued: false,
+                log,
+            };
             books.insert(row.session, book);
         }
+        let FoundJournal { next, rows } = &contents.journal;
+        let journal = Journal::new(*next, rows, journaled, recent_bytes / SETTLED_SHARE);
         let garbage = contents.removed.iter().copied().map(Garbage::Removed).collect();
         Self {
             writer,
@@ -205,9 +249,11 @@ impl Committer {
             books,
             totals: contents.totals,
             pending: Pending::default(),
-            recent: Recent::new(recent_bytes),
+            recent,
+            journal,
+            entries: Entries::default(),
             garbage,
-            purge_again: None,
+            tidy_again: None,
             sync,
             run,
             marked: false,
@@ -228,12 +274,12 @@ impl Committer {
             let operations = group.len();
             self.commit(group);
             self.checkpoint();
-            self.purge(operations);
+            self.tidy(operations);
         }
         self.finish();
     }
 
-    /// The first operation of a group. While nothing is asked for, what is hidden is purged.
+    /// The first operation of a group. While nothing is asked for, what was begun is gone on with.
     fn first(&mut self) -> Option<Operation> {
         loop {
             if let Some(operation) = self.carried.take() {
@@ -242,10 +288,11 @@ impl Committer {
             if self.end.is_some() {
                 return None;
             }
-            let message = if self.garbage.is_empty() {
+            let rests = self.failed.is_some() || (self.garbage.is_empty() && !self.journal.is_settling());
+            let message = if rests {
                 self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
-                let pause = self.purge_again.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+                let pause = self.tidy_again.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
                 self.queue.recv_timeout(pause)
             };
             match message {
@@ -254,7 +301,7 @@ impl Committer {
                 #[cfg(test)]
                 Ok(Message::Break(fault)) => self.writer.break_with(fault),
                 Err(RecvTimeoutError::Timeout) => {
-                    self.purge(0);
+                    self.tidy(0);
                     self.checkpoint();
                 }
                 Err(RecvTimeoutError::Disconnected) => self.end = Some(false),
@@ -283,7 +330,7 @@ impl Committer {
             if group.len() >= GROUP_OPERATIONS || bytes >= GROUP_BYTES || self.end.is_some() {
                 break;
             }
-            next = match self.queue.try_recv() {
+            next = match self.next() {
                 Ok(Message::Do(operation)) => {
                     bytes += operation.what.weight();
                     Some(operation)
@@ -303,8 +350,20 @@ impl Committer {
         group
     }
 
-    fn commit(&mut self, group: Vec<Operation>) {
-        match self.try_commit(&group) {
+    /// What waits. Where nothing does, whoever is about to ask may need this processor: they run first. With nobody
+    /// else to run it costs less than a microsecond, so that an operation that comes alone is not held up.
+    fn next(&mut self) -> Result<Message, TryRecvError> {
+        match self.queue.try_recv() {
+            Err(TryRecvError::Empty) => {
+                std::thread::yield_now();
+                self.queue.try_recv()
+            }
+            other => other,
+        }
+    }
+
+    fn commit(&mut self, mut group: Vec<Operation>) {
+        match self.try_commit(&mut group) {
             Ok(outcomes) => {
                 for (operation, outcome) in group.into_iter().zip(outcomes) {
                     tell(operation.what, outcome);
@@ -345,9 +404,13 @@ impl Committer {
         }
     }
 
-    fn try_commit(&mut self, group: &[Operation]) -> Result<Vec<Outcome>, StoreError> {
+    fn try_commit(&mut self, group: &mut [Operation]) -> Result<Vec<Outcome>, StoreError> {
         if group.is_empty() {
             return Ok(Vec::new());
+        }
+        while self.journal.is_too_long() {
+            self.journal.settle_all();
+            self.settle(usize::MAX)?;
         }
         let shared = Arc::clone(&self.shared);
         let committed = self.apply(group).and_then(|outcomes| {
@@ -373,13 +436,14 @@ impl Committer {
     fn apply(&mut self, group: &[Operation]) -> Result<Vec<Outcome>, StoreError> {
         let stored = self.shared.stored.load(Ordering::Relaxed);
         self.pending = Pending { totals: self.totals, stored, ..Pending::default() };
+        self.entries.clear();
         // The mark of this run is on the disk before anything that could be lost.
         self.writer.sync(if self.marked { self.sync } else { Sync::Disk })?;
         self.writer.begin()?;
         let mut outcomes = Vec::with_capacity(group.len());
         for operation in group {
             outcomes.push(match &operation.what {
-                What::Create { session, epoch, term, .. } => self.create(*session, *epoch, *term),
+                What::Create { session, epoch, term, .. } => self.create(*session, *epoch, *term)?,
                 What::Append { session, batch, .. } => self.append(*session, batch)?,
                 What::Remove { session, .. } => self.remove(*session)?,
                 What::Put { key, seen, value, .. } => self.put(key, *seen, value)?,
@@ -389,16 +453,16 @@ impl Committer {
         Ok(outcomes)
     }
 
-    /// Rows of logs and the totals, once for the whole group.
+    /// The journal's row and the totals, once for the whole group.
     fn write_rows(&mut self) -> Result<(), StoreError> {
-        for session in &self.pending.touched {
-            let Some(book) = self.books.get(session) else { continue };
-            let value = book.row.encode();
-            self.writer.put_log(book.row.number, &value)?;
-            if let Some(committed) = &book.committed {
-                self.pending.totals.logs.take(encoding::sum_of(&committed.encode()));
-            }
-            self.pending.totals.logs.add(encoding::sum_of(&value));
+        if !self.entries.is_empty() {
+            let number = self.journal.next();
+            let (heads, frames) = self.entries.seal(number);
+            self.writer.put_chunk(journal::LOG, number, heads, frames)?;
+            let row = StoredRow { sum: encoding::sum_of(heads), bytes: heads.len() + frames.len() };
+            self.checkpoints.written(row.bytes + COMMIT_BYTES);
+            self.pending.totals.logs.add(row.sum);
+            self.pending.row = Some(row);
         }
         if !self.marked {
             self.writer.put_state(LastRun::NAME, &self.run.encode())?;
@@ -406,17 +470,30 @@ impl Committer {
         self.writer.put_state(Totals::NAME, &self.pending.totals.encode())
     }
 
-    fn create(&mut self, session: SessionId, epoch: Epoch, term: u64) -> Outcome {
+    fn create(&mut self, session: SessionId, epoch: Epoch, term: u64) -> Result<Outcome, StoreError> {
         if !self.books.contains_key(&session) {
             let number = self.pending.totals.next_number;
             self.pending.totals.next_number += 1;
             let head = Head { epoch, term, first: 0, next: 0, n: 0 };
             let row = LogRow { number, session, head, frame_bytes: 0, oldest_at: 0 };
-            let book = Book { row, committed: None, lengths: VecDeque::new(), purged: 0, queued: false, log: None };
+            let value = row.encode(self.journal.next());
+            self.writer.put_log(number, &value)?;
+            let stored_sum = encoding::sum_of(&value);
+            self.pending.totals.logs.add(stored_sum);
+            let book = Book {
+                row,
+                committed: None,
+                stored_sum,
+                is_journaled: false,
+                lengths: VecDeque::new(),
+                purged: 0,
+                queued: false,
+                log: None,
+            };
             self.books.insert(session, book);
             self.pending.touched.insert(session);
         }
-        Outcome::Done
+        Ok(Outcome::Done)
     }
 
     fn append(&mut self, session: SessionId, batch: &Batch) -> Result<Outcome, StoreError> {
@@ -430,11 +507,7 @@ impl Committer {
         if after > before && self.pending.stored + (after - before) > self.bounds.total_bytes {
             return Ok(Outcome::Refused(EngineError::Full));
         }
-        if let Some(last) = batch.records.last() {
-            let chunk = encoding::encode_chunk(row.number, &batch.records);
-            self.checkpoints.written(chunk.frames.len());
-            self.writer.put_chunk(row.number, last.offset.cast_signed(), &chunk.heads, &chunk.frames)?;
-        }
+        self.entries.add(&row, &batch.records);
         book.move_to(row, batch);
         self.pending.stored = self.pending.stored + after - before;
         self.pending.touched.insert(session);
@@ -454,9 +527,7 @@ impl Committer {
         self.pending.touched.remove(&session);
         self.pending.removed.insert(session);
         self.pending.stored -= book.row.bytes();
-        if let Some(committed) = &book.committed {
-            self.pending.totals.logs.take(encoding::sum_of(&committed.encode()));
-        }
+        self.pending.totals.logs.take(book.stored_sum);
         self.writer.remove_log(book.row.number, &encoding::removed_mark(book.row.number))?;
         Ok(Outcome::Done)
     }
@@ -506,9 +577,12 @@ impl Committer {
     }
 
     /// After the commit: heads move, and readers find what is new.
-    fn publish(&mut self, group: &[Operation], outcomes: &[Outcome]) {
+    fn publish(&mut self, group: &mut [Operation], outcomes: &[Outcome]) {
         let pending = std::mem::take(&mut self.pending);
         self.totals = pending.totals;
+        if let Some(row) = pending.row {
+            self.journal.push(row);
+        }
         self.marked = true;
         if std::mem::take(&mut self.full) {
             tracing::info!("there is room on the disk again: writes are taken");
@@ -529,31 +603,47 @@ impl Committer {
                 self.garbage.push_back(Garbage::Removed(book.row.number));
             }
         }
-        let mut added: HashMap<SessionId, Vec<&Record>> = HashMap::new();
-        for (operation, outcome) in group.iter().zip(outcomes) {
-            if let (What::Append { session, batch, .. }, Outcome::Head(_)) = (&operation.what, outcome) {
-                added.entry(*session).or_default().extend(&batch.records);
+        for (operation, outcome) in group.iter_mut().zip(outcomes) {
+            match (&mut operation.what, outcome) {
+                (What::Append { session, batch, .. }, Outcome::Head(head)) => {
+                    self.publish_append(*session, *head, std::mem::take(&mut batch.records));
+                }
+                (What::Create { session, epoch, term, .. }, Outcome::Done) => {
+                    self.publish_log(*session, Head { epoch: *epoch, term: *term, first: 0, next: 0, n: 0 });
+                }
+                _ => {}
             }
         }
         for session in pending.touched {
-            let records = added.remove(&session).unwrap_or_default();
-            self.publish_log(session, &records);
+            if let Some(book) = self.books.get_mut(&session) {
+                book.committed = Some(book.row);
+            }
         }
     }
 
-    fn publish_log(&mut self, session: SessionId, records: &[&Record]) {
+    /// A log that was not there before.
+    fn publish_log(&mut self, session: SessionId, head: Head) {
+        let Some(book) = self.books.get_mut(&session).filter(|book| book.log.is_none()) else { return };
+        let log = Arc::new(Log::new(&LogRow { head, ..book.row }, 0, Vec::new()));
+        self.shared.logs.insert(session, Arc::clone(&log));
+        book.log = Some(log);
+    }
+
+    fn publish_append(&mut self, session: SessionId, head: Head, records: Vec<Record>) {
+        // Where there is none, the group has removed it.
         let Some(book) = self.books.get_mut(&session) else { return };
-        let row = book.row;
-        book.committed = Some(row);
-        let log = book.log.get_or_insert_with(|| {
-            let log = Arc::new(Log::new(&row));
-            self.shared.logs.insert(session, Arc::clone(&log));
-            log
-        });
-        log.publish(row.head, records.iter().copied().cloned());
-        if !records.is_empty() {
-            self.recent.add(log, row.head.next, records.iter().map(|record| record.size()).sum());
+        let Some(log) = &book.log else { return };
+        if !std::mem::replace(&mut book.is_journaled, true) {
+            self.journal.waits(session);
         }
+        if let Some(last) = records.last() {
+            let (next, bytes) = (last.offset + 1, records.iter().map(Record::size).sum());
+            log.publish(head, records);
+            self.recent.add(log, next, bytes);
+        } else {
+            log.publish(head, records);
+        }
+        let row = &book.row;
         if !book.queued && row.head.first - book.purged >= PURGED_AT_ONCE {
             book.queued = true;
             self.garbage.push_back(Garbage::Hidden(session));
@@ -575,15 +665,93 @@ impl Committer {
         }
     }
 
-    /// One bounded step of removing what can no longer be read, in a commit of its own that nobody waits for.
-    fn purge(&mut self, group: usize) {
-        if self.failed.is_some() {
-            self.garbage.clear();
-        }
-        if self.garbage.is_empty() || self.purge_again.is_some_and(|at| at > Instant::now()) {
+    /// One bounded step each of settling and of removing what can no longer be read, in commits of their own that nobody
+    /// waits for.
+    fn tidy(&mut self, group: usize) {
+        if self.failed.is_some() || self.tidy_again.is_some_and(|at| at > Instant::now()) {
             return;
         }
-        self.purge_again = None;
+        self.tidy_again = None;
+        self.journal.settle_if_due();
+        if let Err(error) = self.settle(SETTLED_AT_ONCE + group) {
+            self.note(&error);
+            tracing::warn!(error = &error as &dyn std::error::Error, "the journal is not settled yet");
+            self.tidy_again = Some(Instant::now() + PAUSE);
+        }
+        self.purge(group);
+    }
+
+    /// Settles so many logs, or removes rows of the journal that are needed no more.
+    fn settle(&mut self, logs: usize) -> Result<(), StoreError> {
+        if !self.journal.is_settling() {
+            return Ok(());
+        }
+        let mut settled = Vec::new();
+        match self.try_settle(&mut settled, logs) {
+            Ok(rows) => {
+                self.journal.removed(rows);
+                for (session, stored_sum) in settled {
+                    let Some(book) = self.books.get_mut(&session) else { continue };
+                    book.stored_sum = stored_sum;
+                    book.is_journaled = false;
+                    if let Some(log) = &book.log {
+                        log.settle(book.row.head.next);
+                    }
+                }
+                self.recent.evict();
+                Ok(())
+            }
+            Err(error) => {
+                drop(self.writer.roll_back());
+                for (session, _) in settled.into_iter().rev() {
+                    self.journal.put_back(session);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns how many rows of the journal were removed. Sessions that were taken are in `settled` also after a failure,
+    /// except those that are gone.
+    fn try_settle(&mut self, settled: &mut Vec<(SessionId, u64)>, logs: usize) -> Result<usize, StoreError> {
+        // The next group's sync covers it; until then a lost machine only finds it in the journal.
+        self.writer.sync(Sync::System)?;
+        self.writer.begin()?;
+        let (mut totals, mut bytes) = (self.totals, 0);
+        while settled.len() < logs
+            && bytes < SETTLE_STEP_BYTES
+            && let Some(session) = self.journal.take()
+        {
+            let Some(book) = self.books.get(&session) else { continue };
+            settled.push((session, book.stored_sum));
+            bytes += book.write_chunks(&self.writer)?;
+            let value = book.row.encode(self.journal.next());
+            self.writer.put_log(book.row.number, &value)?;
+            let sum = encoding::sum_of(&value);
+            totals.logs.take(book.stored_sum);
+            totals.logs.add(sum);
+            if let Some((_, stored_sum)) = settled.last_mut() {
+                *stored_sum = sum;
+            }
+        }
+        let mut rows = 0;
+        for (number, row) in self.journal.obsolete().take(JOURNAL_STEP_ROWS) {
+            self.writer.remove_chunk(journal::LOG, number)?;
+            totals.logs.take(row.sum);
+            rows += 1;
+        }
+        self.writer.put_state(Totals::NAME, &totals.encode())?;
+        self.writer.commit()?;
+        self.checkpoints.written(bytes + settled.len() * SETTLE_BYTES + COMMIT_BYTES);
+        self.totals = totals;
+        Ok(rows)
+    }
+
+    /// One bounded step.
+    fn purge(&mut self, group: usize) {
+        if self.garbage.is_empty() {
+            return;
+        }
         let mut done = Vec::new();
         match self.try_purge(&mut done, PURGE_STEP_CHUNKS + 2 * group) {
             Ok(()) => {
@@ -600,7 +768,7 @@ impl Committer {
                 drop(self.writer.roll_back());
                 self.note(&error);
                 tracing::warn!(error = &error as &dyn std::error::Error, "old records are not purged yet");
-                self.purge_again = Some(Instant::now() + PURGE_PAUSE);
+                self.tidy_again = Some(Instant::now() + PAUSE);
                 // A damaged place would fail for ever; what is hidden stays hidden.
                 if matches!(error, StoreError::Damaged(_)) {
                     self.garbage.pop_front();
@@ -644,6 +812,9 @@ impl Committer {
     fn finish(mut self) {
         self.checkpoints.stop();
         if self.end == Some(true) && self.failed.is_none() {
+            if let Err(error) = self.settle_all() {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the journal is settled at the next start");
+            }
             self.run.closed = true;
             // Who has written nothing has not seen to what was lost.
             self.run.may_have_lost &= !self.marked;
@@ -654,6 +825,14 @@ impl Committer {
         if let Err(error) = self.writer.close() {
             tracing::warn!(error = &error as &dyn std::error::Error, "the store did not close");
         }
+    }
+
+    fn settle_all(&mut self) -> Result<(), StoreError> {
+        self.journal.settle_all();
+        while self.journal.is_settling() {
+            self.settle(usize::MAX)?;
+        }
+        Ok(())
     }
 
     fn mark_closed(&self) -> Result<(), StoreError> {
@@ -701,26 +880,54 @@ impl Book {
         Ok(self.lengths[(offset - (end - self.lengths.len() as u64)) as usize])
     }
 
+    /// Those of all records that can be read: of settled ones from their chunks, of the others from memory.
     fn load_lengths(&mut self, writer: &Writer) -> Result<(), StoreError> {
         let Head { first, next, .. } = self.row.head;
-        let (mut lengths, mut expected, mut whole) = (VecDeque::new(), first, true);
+        let known_from = next - self.lengths.len() as u64;
+        let settled = self.log.as_ref().map_or(0, |log| log.settled()).clamp(first, known_from);
+        let (mut lengths, mut whole) = (VecDeque::new(), true);
         writer.chunk_heads(self.row.number, first.cast_signed(), |last, bytes| {
-            let heads = Heads::decode(self.row.number, last, bytes).filter(|heads| heads.first <= expected);
-            let Some(heads) = heads else {
-                whole = false;
+            let expected = first + lengths.len() as u64;
+            let heads = Heads::decode(self.row.number, last, bytes).filter(|(heads, _)| heads.first <= expected);
+            let Some((heads, _)) = heads.filter(|_| expected < settled) else {
+                whole &= expected >= settled;
                 return ControlFlow::Break(());
             };
-            let known = (expected - heads.first) as usize;
-            let new = heads.entries.iter().skip(known);
+            let new = heads.entries.iter().skip((expected - heads.first) as usize);
             lengths.extend(new.map(|entry| Length { bytes: entry.frame_bytes, at: entry.at }));
-            expected = first + lengths.len() as u64;
             ControlFlow::Continue(())
         })?;
-        if !whole || expected != next {
+        lengths.truncate((settled - first) as usize);
+        let unsettled = self.log.iter().flat_map(|log| log.since(settled));
+        let unsettled = unsettled.take_while(|record| record.offset < known_from);
+        lengths.extend(unsettled.map(|record| Length { bytes: record.frame.len(), at: record.at }));
+        lengths.append(&mut self.lengths);
+        if !whole || lengths.len() as u64 != next - first {
             return Err(StoreError::Damaged(None));
         }
         self.lengths = lengths;
         Ok(())
+    }
+
+    /// Writes the committed records that are only in the journal; returns how many bytes their frames are.
+    fn write_chunks(&self, writer: &Writer) -> Result<usize, StoreError> {
+        let Some(log) = &self.log else { return Ok(0) };
+        let records = log.since(log.settled().max(self.row.head.first));
+        let (mut rest, mut total) = (&records[..], 0);
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |record: &&Record| {
+                bytes += record.frame.len();
+                bytes <= CHUNK_BYTES
+            };
+            let (chunk, behind) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            let last = chunk.last().map_or(0, |record| record.offset);
+            let encoded = encoding::encode_chunk(self.row.number, chunk);
+            writer.put_chunk(self.row.number, last.cast_signed(), &encoded.heads, &encoded.frames)?;
+            total += encoded.frames.len();
+            rest = behind;
+        }
+        Ok(total)
     }
 
     /// Takes the batch over. Its lengths are kept from now on.

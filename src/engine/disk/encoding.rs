@@ -27,7 +27,7 @@ pub(super) struct LogRow {
 }
 
 impl LogRow {
-    const BYTES: usize = 20 + 8 + 6 * 8 + 8;
+    const BYTES: usize = 20 + 8 + 6 * 8;
 
     /// What the log counts against the bounds, in bytes.
     pub(super) fn bytes(&self) -> u64 {
@@ -35,19 +35,32 @@ impl LogRow {
         self.frame_bytes + records * std::mem::size_of::<Record>() as u64
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(Self::BYTES);
+    /// As it is stored. `journal`: rows of the journal from this one on may say more.
+    pub(super) fn encode(&self, journal: i64) -> Vec<u8> {
+        let mut out = Vec::with_capacity(Self::BYTES + 16);
+        self.put(&mut out);
+        out.put_i64(journal);
+        sealed(out, self.number)
+    }
+
+    /// The stored row, and from where on the journal may say more.
+    pub(super) fn decode(number: i64, bytes: &[u8]) -> Option<(Self, i64)> {
+        let mut bytes = unsealed(bytes, number)?;
+        let row = Self::take(number, &mut bytes)?;
+        // A store that has never had a journal does not say it.
+        Some((row, if bytes.is_empty() { 0 } else { bytes.try_get_i64().ok()? }))
+    }
+
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
         out.put_slice(self.session.as_str().as_bytes());
         out.put_slice(self.head.epoch.as_str().as_bytes());
         let Head { term, first, next, n, .. } = self.head;
         for number in [term, first, next, n, self.frame_bytes, self.oldest_at] {
             out.put_u64(number);
         }
-        sealed(out, self.number)
     }
 
-    pub(super) fn decode(number: i64, bytes: &[u8]) -> Option<Self> {
-        let mut bytes = unsealed(bytes, number)?;
+    pub(super) fn take(number: i64, bytes: &mut &[u8]) -> Option<Self> {
         let session = std::str::from_utf8(bytes.get(..20)?).ok()?.parse().ok()?;
         let epoch = Epoch::new(std::str::from_utf8(bytes.get(20..28)?).ok()?)?;
         bytes.advance(28);
@@ -70,9 +83,13 @@ pub(super) fn is_removed_mark(number: i64, bytes: &[u8]) -> bool {
 
 /// The value with the checksum over it and its number at the end.
 fn sealed(mut value: Vec<u8>, number: i64) -> Vec<u8> {
-    let sum = xxh3_64_with_seed(&value, number.cast_unsigned());
-    value.put_u64(sum);
+    seal(&mut value, number);
     value
+}
+
+fn seal(value: &mut Vec<u8>, number: i64) {
+    let sum = xxh3_64_with_seed(value, number.cast_unsigned());
+    value.put_u64(sum);
 }
 
 fn unsealed(bytes: &[u8], number: i64) -> Option<&[u8]> {
@@ -170,31 +187,47 @@ pub(super) struct EncodedChunk {
 pub(super) fn encode_chunk(log: i64, records: &[Record]) -> EncodedChunk {
     let last = records.last().map_or(0, |record| record.offset);
     let mut frames = Vec::with_capacity(records.iter().map(|record| record.frame.len()).sum());
-    let mut kinds: Vec<&str> = Vec::new();
-    let mut entries = Vec::with_capacity(records.len() * 6);
-    let mut at = 0;
     for record in records {
         frames.extend_from_slice(&record.frame);
-        let kind = kinds.iter().position(|kind| *kind == &*record.kind).unwrap_or_else(|| {
+    }
+    let mut heads = Vec::with_capacity(records.len() * 6 + 64);
+    heads.put_u64(xxh3_64(&frames));
+    put_description(&mut heads, records);
+    seal_chunk(&mut heads, log, last.cast_signed());
+    EncodedChunk { heads, frames }
+}
+
+/// Where records begin, their types, and of each its length, time and type. Not for none.
+pub(super) fn put_description(out: &mut Vec<u8>, records: &[Record]) {
+    let mut kinds: Vec<&str> = Vec::new();
+    for record in records {
+        if !kinds.contains(&&*record.kind) {
             kinds.push(&record.kind);
-            kinds.len() - 1
-        });
-        put_small(&mut entries, record.frame.len() as u64);
+        }
+    }
+    out.put_u64(records.first().map_or(0, |record| record.offset));
+    put_small(out, kinds.len() as u64);
+    for kind in &kinds {
+        put_small(out, kind.len() as u64);
+        out.extend_from_slice(kind.as_bytes());
+    }
+    let mut at = 0;
+    for record in records {
+        put_small(out, record.frame.len() as u64);
         // Times mostly move forward a little; where they do not, the difference wraps.
-        put_small(&mut entries, record.at.wrapping_sub(at));
-        put_small(&mut entries, kind as u64);
+        put_small(out, record.at.wrapping_sub(at));
+        put_small(out, kinds.iter().position(|kind| **kind == *record.kind).unwrap_or(0) as u64);
         at = record.at;
     }
-    let mut heads = Vec::with_capacity(entries.len() + 64);
-    heads.put_u64(xxh3_64(&frames));
-    heads.put_u64(records.first().map_or(0, |record| record.offset));
-    put_small(&mut heads, kinds.len() as u64);
-    for kind in kinds {
-        put_small(&mut heads, kind.len() as u64);
-        heads.extend_from_slice(kind.as_bytes());
-    }
-    heads.extend_from_slice(&entries);
-    EncodedChunk { heads: sealed(heads, place(log, last)), frames }
+}
+
+/// Puts the checksum behind the heads of the chunk at a place.
+pub(super) fn seal_chunk(heads: &mut Vec<u8>, log: i64, last: i64) {
+    seal(heads, place(log, last.cast_unsigned()));
+}
+
+pub(super) fn unsealed_chunk(heads: &[u8], log: i64, last: i64) -> Option<&[u8]> {
+    unsealed(heads, place(log, last.cast_unsigned()))
 }
 
 /// One number for a chunk's place, as a checksum's seed.
@@ -202,10 +235,9 @@ fn place(log: i64, last: u64) -> i64 {
     log.wrapping_mul(0x9e37_79b9_7f4a_7c15_u64.cast_signed()) ^ last.cast_signed()
 }
 
-/// What describes a chunk's records.
+/// What describes records.
 pub(super) struct Heads {
     pub first: u64,
-    frames_sum: u64,
     kinds: Vec<Arc<str>>,
     pub entries: Vec<Entry>,
 }
@@ -218,10 +250,17 @@ pub(super) struct Entry {
 }
 
 impl Heads {
-    /// None: they are not what was written at this place.
-    pub(super) fn decode(log: i64, last: i64, bytes: &[u8]) -> Option<Self> {
-        let mut bytes = unsealed(bytes, place(log, last.cast_unsigned()))?;
-        let (frames_sum, first) = (bytes.try_get_u64().ok()?, bytes.try_get_u64().ok()?);
+    /// What describes a chunk's records, and the checksum of their frames. None: they are not what was written at this
+    /// place.
+    pub(super) fn decode(log: i64, last: i64, bytes: &[u8]) -> Option<(Self, FramesSum)> {
+        let mut bytes = unsealed_chunk(bytes, log, last)?;
+        let sum = FramesSum(bytes.try_get_u64().ok()?);
+        Some((Self::read(bytes, last.cast_unsigned().checked_add(1)?)?, sum))
+    }
+
+    /// What [`put_description`] wrote of records up to before `next`.
+    pub(super) fn read(mut bytes: &[u8], next: u64) -> Option<Self> {
+        let first = bytes.try_get_u64().ok()?;
         let mut kinds = Vec::new();
         for _ in 0..take_small(&mut bytes)? {
             let length = usize::try_from(take_small(&mut bytes)?).ok()?;
@@ -236,24 +275,39 @@ impl Heads {
             let kind = usize::try_from(take_small(&mut bytes)?).ok().filter(|kind| *kind < kinds.len())?;
             entries.push(Entry { frame_bytes, at, kind });
         }
-        let dense = first.checked_add(entries.len() as u64)? == last.cast_unsigned().checked_add(1)?;
-        dense.then_some(Self { first, frames_sum, kinds, entries })
+        let dense = first.checked_add(entries.len() as u64)? == next;
+        dense.then_some(Self { first, kinds, entries })
     }
 
-    /// The records, whose frames share one buffer. None: the frames are not those that were written.
-    pub(super) fn records(self, frames: &[u8]) -> Option<impl Iterator<Item = Record>> {
-        let total: usize = self.entries.iter().map(|entry| entry.frame_bytes).sum();
-        if xxh3_64(frames) != self.frames_sum || frames.len() != total {
+    /// The records of a chunk, whose frames share one buffer. None: the frames are not those that were written.
+    pub(super) fn records(self, frames: &[u8], sum: FramesSum) -> Option<Vec<Record>> {
+        if FramesSum(xxh3_64(frames)) != sum {
             return None;
         }
-        let mut rest = Bytes::copy_from_slice(frames);
-        let Self { kinds, entries, first, .. } = self;
-        Some(entries.into_iter().zip(first..).map(move |(entry, offset)| {
-            let frame = rest.split_to(entry.frame_bytes);
-            Record { offset, at: entry.at, kind: Arc::clone(&kinds[entry.kind]), frame }
-        }))
+        let mut frames = Bytes::copy_from_slice(frames);
+        self.split(&mut frames).filter(|_| frames.is_empty())
+    }
+
+    /// Takes the records' frames from the beginning of the buffer. None: there are fewer.
+    pub(super) fn split(self, frames: &mut Bytes) -> Option<Vec<Record>> {
+        let total = self.entries.iter().try_fold(0_usize, |sum, entry| sum.checked_add(entry.frame_bytes))?;
+        if frames.len() < total {
+            return None;
+        }
+        let Self { kinds, entries, first } = self;
+        let record = |(entry, offset): (Entry, u64)| Record {
+            offset,
+            at: entry.at,
+            kind: Arc::clone(&kinds[entry.kind]),
+            frame: frames.split_to(entry.frame_bytes),
+        };
+        Some(entries.into_iter().zip(first..).map(record).collect())
     }
 }
+
+/// What the frames of a chunk must be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct FramesSum(u64);
 
 fn put_small(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
@@ -335,4 +389,21 @@ fn key_sum(key: &RecordKey) -> i64 {
     bytes.extend_from_slice(key.session.as_str().as_bytes());
     bytes.extend_from_slice(key.name.as_bytes());
     xxh3_64(&bytes).cast_signed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::random_epoch;
+
+    #[test]
+    fn a_row_from_before_there_was_a_journal_is_read() {
+        let head = Head { epoch: random_epoch(), term: 2, first: 3, next: 9, n: 4 };
+        let row = LogRow { number: 7, session: SessionId::random(), head, frame_bytes: 600, oldest_at: 5 };
+        let mut before = Vec::new();
+        row.put(&mut before);
+        assert_eq!(LogRow::decode(7, &sealed(before, 7)), Some((row, 0)));
+        assert_eq!(LogRow::decode(7, &row.encode(12)), Some((row, 12)));
+        assert_eq!(LogRow::decode(8, &row.encode(12)), None);
+    }
 }

@@ -6,8 +6,7 @@ use std::{
 };
 
 use super::{
-    encoding::LogRow,
-    opening::{self, Contents, Lock, OpenError},
+    opening::{self, Contents, FoundLog, Lock, OpenError},
     readers::{self, Damage},
     store::{self, FORMAT, Reader, StoreError},
 };
@@ -74,13 +73,15 @@ impl Inspection {
 
     /// Every log, in the order of their creation.
     pub fn logs(&self) -> Vec<LogSummary> {
-        let summary = |row: &LogRow| LogSummary { session: row.session, head: row.head, bytes: row.bytes() };
+        let summary =
+            |FoundLog { row, .. }: &FoundLog| LogSummary { session: row.session, head: row.head, bytes: row.bytes() };
         self.contents.logs.iter().map(summary).collect()
     }
 
     /// A page of a log from `from` on; empty at its end.
     pub fn read(&self, session: SessionId, from: u64, limit: ReadLimit) -> Result<Vec<Record>, InspectionError> {
-        let row = self.contents.logs.iter().find(|row| row.session == session).ok_or(InspectionError::UnknownLog)?;
+        let log = self.contents.logs.iter().find(|log| log.row.session == session);
+        let FoundLog { row, unsettled, .. } = log.ok_or(InspectionError::UnknownLog)?;
         if from < row.head.first {
             return Err(InspectionError::Trimmed { first: row.head.first });
         }
@@ -88,8 +89,14 @@ impl Inspection {
             return Ok(Vec::new());
         }
         let source = match readers::page(&self.reader, row.number, from, row.head.next, limit) {
-            Ok(Some(records)) => return Ok(records),
-            Ok(None) => None,
+            Ok(mut page) => {
+                let end = from + page.records.len() as u64;
+                page.go_on(unsettled.iter().skip_while(|record| record.offset < end), from, row.head.next);
+                if !page.records.is_empty() {
+                    return Ok(page.records);
+                }
+                None
+            }
             Err(error @ StoreError::Damaged(_)) => Some(error),
             Err(error) => return Err(error.into()),
         };

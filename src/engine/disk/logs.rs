@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, Weak,
-        atomic::{AtomicBool, AtomicU64},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -51,19 +51,23 @@ pub(super) struct Log {
     pub session: SessionId,
     pub number: i64,
     pub head: watch::Sender<Head>,
-    /// The newest records, without a hole up to the head. May be none.
+    /// Records from here on are in the journal and in memory only; those before are in chunks of the log. The committer's.
+    settled: AtomicU64,
+    /// The newest records, without a hole up to the head, and at least those that are not settled.
     recent: Mutex<VecDeque<Record>>,
     /// Damage is told once.
     pub told_of_damage: AtomicBool,
 }
 
 impl Log {
-    pub(super) fn new(row: &LogRow) -> Self {
+    /// `settled`: up to there it is in the store; `recent` are the records from there on.
+    pub(super) fn new(row: &LogRow, settled: u64, recent: Vec<Record>) -> Self {
         Self {
             session: row.session,
             number: row.number,
             head: watch::Sender::new(row.head),
-            recent: Mutex::default(),
+            settled: settled.into(),
+            recent: Mutex::new(recent.into()),
             told_of_damage: AtomicBool::new(false),
         }
     }
@@ -73,13 +77,37 @@ impl Log {
     }
 
     /// Moves the head. Under the lock: a reader that sees the head finds the records.
-    pub(super) fn publish(&self, head: Head, records: impl Iterator<Item = Record>) {
+    pub(super) fn publish(&self, head: Head, records: Vec<Record>) {
         let mut recent = self.lock_recent();
         recent.extend(records);
         while recent.front().is_some_and(|record| record.offset < head.first) {
             recent.pop_front();
         }
         self.head.send_replace(head);
+    }
+
+    pub(super) fn settled(&self) -> u64 {
+        self.settled.load(Ordering::Relaxed)
+    }
+
+    /// Everything below is in chunks.
+    pub(super) fn settle(&self, below: u64) {
+        self.settled.store(below, Ordering::Relaxed);
+    }
+
+    /// The newest records, from an offset on that is not settled.
+    pub(super) fn since(&self, offset: u64) -> Vec<Record> {
+        let recent = self.lock_recent();
+        let start = recent.partition_point(|record| record.offset < offset);
+        recent.range(start..).cloned().collect()
+    }
+
+    /// Goes on with a page that begins at `from` and may end before what is in memory, below `next`.
+    pub(super) fn go_on(&self, page: &mut Page, from: u64, next: u64) {
+        let recent = self.lock_recent();
+        let end = from + page.records.len() as u64;
+        let start = recent.partition_point(|record| record.offset < end);
+        page.go_on(recent.range(start..), from, next);
     }
 
     fn forget_below(&self, offset: u64) {
@@ -128,6 +156,15 @@ impl Page {
         Self { limit, bytes: 0, records: Vec::new() }
     }
 
+    /// Takes those that follow what is there, as far as there is room.
+    pub(super) fn go_on<'a>(&mut self, records: impl Iterator<Item = &'a Record>, from: u64, next: u64) {
+        for record in records {
+            if record.offset != from + self.records.len() as u64 || record.offset >= next || !self.take(record) {
+                return;
+            }
+        }
+    }
+
     /// Takes the record if there is room. The first one always has.
     pub(super) fn take(&mut self, record: &Record) -> bool {
         let bytes = self.bytes.saturating_add(record.frame.len());
@@ -140,7 +177,7 @@ impl Page {
     }
 }
 
-/// The order in which recent records leave memory: the oldest batch of all logs first.
+/// The order in which recent records leave memory: the oldest batch of all logs first, once it is settled.
 pub(super) struct Recent {
     bound: usize,
     bytes: usize,
@@ -156,13 +193,22 @@ impl Recent {
     pub(super) fn add(&mut self, log: &Arc<Log>, next: u64, bytes: usize) {
         self.bytes += bytes;
         self.batches.push_back((Arc::downgrade(log), next, bytes));
+        self.evict();
+    }
+
+    /// Lets go of what is too much.
+    pub(super) fn evict(&mut self) {
         while self.bytes > self.bound
-            && let Some((log, next, bytes)) = self.batches.pop_front()
+            && let Some((log, next, bytes)) = self.batches.front()
         {
-            self.bytes -= bytes;
             if let Some(log) = log.upgrade() {
-                log.forget_below(next);
+                if log.settled() < *next {
+                    return;
+                }
+                log.forget_below(*next);
             }
+            self.bytes -= bytes;
+            self.batches.pop_front();
         }
     }
 }

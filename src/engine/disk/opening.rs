@@ -2,19 +2,21 @@
 //! repaired to get going.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io,
+    ops::ControlFlow,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use super::{
     encoding::{self, LastRun, LogRow, RecordHead, Total, Totals},
+    journal::{self, StoredRow},
     store::{self, FORMAT, Format, Reader, RecordPlace, StoreError, Writer},
 };
 use crate::{
-    engine::{RecordKey, Version},
+    engine::{Head, Record, RecordKey, Version},
     ids::SessionId,
 };
 
@@ -64,12 +66,33 @@ pub(super) struct Lock {
 
 /// What a whole store holds, except frames and values.
 pub(super) struct Contents {
-    pub logs: Vec<LogRow>,
+    pub logs: Vec<FoundLog>,
+    pub journal: FoundJournal,
     /// Numbers of logs whose content is not all purged.
     pub removed: Vec<i64>,
     pub records: BTreeMap<RecordKey, Slot>,
     pub totals: Totals,
     pub last_run: LastRun,
+}
+
+/// A log with what the journal says of it.
+pub(super) struct FoundLog {
+    pub row: LogRow,
+    /// The checksum of its own row.
+    pub stored_sum: u64,
+    /// Up to there its records are in chunks.
+    pub settled: u64,
+    /// From there on.
+    pub unsettled: Vec<Record>,
+    /// The journal has said something of it.
+    pub is_journaled: bool,
+}
+
+#[derive(Default)]
+pub(super) struct FoundJournal {
+    /// The number of its next row.
+    pub next: i64,
+    pub rows: Vec<StoredRow>,
 }
 
 /// What is known of a record without reading it.
@@ -220,20 +243,60 @@ fn try_load(reader: &Reader) -> Result<Option<Contents>, StoreError> {
     let totals = reader.state(Totals::NAME)?.and_then(|value| Totals::decode(&value));
     let last_run = reader.state(LastRun::NAME)?.and_then(|value| LastRun::decode(&value));
     let (Some(totals), Some(last_run)) = (totals, last_run) else { return Ok(None) };
-    let Some(logs) = load_logs(reader, &totals)? else { return Ok(None) };
+    let Some((logs, journal)) = load_logs(reader, &totals)? else { return Ok(None) };
     let Some(records) = load_records(reader, &totals)? else { return Ok(None) };
     let Some(removed) = load_removed(reader)? else { return Ok(None) };
-    let revived = removed.iter().any(|number| logs.iter().any(|log| log.number == *number));
-    Ok((!revived).then_some(Contents { logs, removed, records, totals, last_run }))
+    let revived = removed.iter().any(|number| logs.iter().any(|log| log.row.number == *number));
+    Ok((!revived).then_some(Contents { logs, journal, removed, records, totals, last_run }))
 }
 
-fn load_logs(reader: &Reader, totals: &Totals) -> Result<Option<Vec<LogRow>>, StoreError> {
-    let (mut logs, mut total) = (Vec::new(), Total::default());
+fn load_logs(reader: &Reader, totals: &Totals) -> Result<Option<(Vec<FoundLog>, FoundJournal)>, StoreError> {
+    let (mut logs, mut total, mut whole) = (Vec::new(), Total::default(), true);
+    let mut places = HashMap::new();
+    let mut journal = FoundJournal { next: 1, rows: Vec::new() };
     reader.logs(|number, value| {
-        total.add(encoding::sum_of(value));
-        logs.push(LogRow::decode(number, value));
+        let stored_sum = encoding::sum_of(value);
+        total.add(stored_sum);
+        let Some((row, since)) = LogRow::decode(number, value) else {
+            whole = false;
+            return;
+        };
+        journal.next = journal.next.max(since);
+        places.insert(number, (logs.len(), since));
+        logs.push(FoundLog { row, stored_sum, settled: row.head.next, unsettled: Vec::new(), is_journaled: false });
     })?;
-    Ok(logs.into_iter().collect::<Option<Vec<_>>>().filter(|_| total == totals.logs))
+    let mut expected = None;
+    reader.chunks(journal::LOG, 0, |number, heads, frames| {
+        let sum = encoding::sum_of(heads);
+        total.add(sum);
+        let Some(entries) = journal::decode(number, heads, frames) else {
+            whole = false;
+            return ControlFlow::Break(());
+        };
+        whole &= expected.is_none_or(|expected| number == expected);
+        expected = Some(number + 1);
+        journal.next = journal.next.max(number + 1);
+        journal.rows.push(StoredRow { sum, bytes: heads.len() + frames.len() });
+        for entry in entries {
+            // Of a log that is gone, or before it was settled.
+            let Some((place, _)) = places.get(&entry.row.number).filter(|(_, since)| number >= *since) else {
+                continue;
+            };
+            let log = &mut logs[*place];
+            let next = log.unsettled.last().map_or(log.settled, |record| record.offset + 1);
+            whole &= entry.records.first().is_none_or(|record| record.offset == next);
+            log.row = entry.row;
+            log.is_journaled = true;
+            log.unsettled.extend(entry.records);
+        }
+        ControlFlow::Continue(())
+    })?;
+    for log in &mut logs {
+        let Head { first, next, .. } = log.row.head;
+        whole &= log.unsettled.last().map_or(log.settled, |record| record.offset + 1) == next;
+        log.unsettled.retain(|record| record.offset >= first);
+    }
+    Ok((whole && total == totals.logs).then_some((logs, journal)))
 }
 
 fn load_removed(reader: &Reader) -> Result<Option<Vec<i64>>, StoreError> {

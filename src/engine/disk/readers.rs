@@ -118,8 +118,12 @@ pub(super) fn read_log(
     let mut source = None;
     for _ in 0..LOOKS {
         match page(reader, log.number, from, head.next, limit) {
-            Ok(Some(records)) => return Ok(records),
-            Ok(None) => {}
+            Ok(mut page) => {
+                log.go_on(&mut page, from, head.next);
+                if !page.records.is_empty() {
+                    return Ok(page.records);
+                }
+            }
             Err(error @ StoreError::Damaged(_)) => source = Some(error),
             Err(error) => return Err(unavailable(error)),
         }
@@ -144,21 +148,16 @@ pub(super) fn read_log(
     Err(unavailable(damage))
 }
 
-/// A page of records from `from` on and below `next`. None: what should be there is not, or is not whole.
-pub(super) fn page(
-    reader: &Reader,
-    log: i64,
-    from: u64,
-    next: u64,
-    limit: ReadLimit,
-) -> Result<Option<Vec<Record>>, StoreError> {
+/// A page of records from `from` on and below `next`, as far as they are in chunks. Empty where what should be there is
+/// not, or is not whole.
+pub(super) fn page(reader: &Reader, log: i64, from: u64, next: u64, limit: ReadLimit) -> Result<Page, StoreError> {
     let (mut page, mut expected) = (Page::new(limit), from);
     reader.chunks(log, from.cast_signed(), |last, heads, frames| {
         // A damaged chunk ends a page that is not empty; the next read then begins there.
         let taken = take_chunk(&mut page, &mut expected, next, (log, last), heads, frames);
         taken.unwrap_or(ControlFlow::Break(()))
     })?;
-    Ok((!page.records.is_empty()).then_some(page.records))
+    Ok(page)
 }
 
 fn take_chunk(
@@ -169,11 +168,11 @@ fn take_chunk(
     heads: &[u8],
     frames: &[u8],
 ) -> Option<ControlFlow<()>> {
-    let heads = Heads::decode(log, last, heads)?;
+    let (heads, sum) = Heads::decode(log, last, heads)?;
     if heads.first > *expected {
         return None;
     }
-    for record in heads.records(frames)? {
+    for record in heads.records(frames, sum)? {
         if record.offset >= next {
             return Some(ControlFlow::Break(()));
         }

@@ -299,6 +299,10 @@ impl Writer {
         self.run(sql, params![log, last, heads, frames])
     }
 
+    pub(super) fn remove_chunk(&self, log: i64, last: i64) -> Result<()> {
+        self.run("DELETE FROM chunks WHERE log = ?1 AND last = ?2", [log, last])
+    }
+
     /// The heads of a log's chunks that end at `from` or later, in order, with their last offsets.
     pub(super) fn chunk_heads(
         &self,

@@ -291,7 +291,7 @@ impl Connection {
             (memory.pending.clone(), memory.n + 1)
         };
         let Some(Draft { kind, task, data }) = draft else { return };
-        let event = Published { n, kind: kind.into(), task, data, picture: None };
+        let event = Published { n, kind: kind.into(), task, data: data.into(), picture: None };
         let room = self.session.room(200).await;
         self.over |= self.session.publish(self.entry.connection, vec![event], None, room).await.is_err();
     }
