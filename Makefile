@@ -70,7 +70,6 @@ test: chromium clients valgrind
 	@$(CARGO) test -p onlooker-runtime --features chromium
 	@echo "==> every safety check switched off in turn, to see its tests fail"
 	@CARGO='$(CARGO)' sh tests/sabotage.sh
-	@$(MAKE) instructions
 	@echo "==> all of it is fine"
 
 sabotage:
@@ -81,9 +80,11 @@ conformance:
 
 # Flags of one's own and incremental compilation would be counted as well.
 instructions: valgrind
-	@echo "==> instructions of an event's way"
+	@echo "==> instructions of an event's way, optimised"
 	@env -u RUSTFLAGS CARGO_INCREMENTAL=0 $(CARGO) run --quiet --profile instructions -p onlooker-instructions -- \
 		$(if $(UPDATE),--update)
+	@echo "==> the same as the tests are built"
+	@ONLOOKER_KEEP_INSTRUCTIONS=$(UPDATE) $(CARGO) test --workspace --features onlooker/sabotage --test kept -- --nocapture
 
 bench:
 	@$(CARGO) build --release --bin onlooker

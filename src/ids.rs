@@ -151,7 +151,10 @@ pub fn is_outside_id(text: &str) -> bool {
 }
 
 /// Names one connection for the life of the process.
+///
+/// Packed, because what holds one would otherwise be aligned, and padded, to 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(Rust, packed(8))]
 pub struct ConnectionId(pub u128);
 
 impl ConnectionId {

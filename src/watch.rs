@@ -22,6 +22,7 @@ use onlooker_protocol::{
 use tokio::{sync::Notify, time::Instant};
 
 pub(crate) use self::book::Book;
+use crate::ids::ConnectionId;
 
 /// The windows that watching depends on.
 #[derive(Clone, Copy, Debug)]
@@ -46,11 +47,38 @@ pub enum Attentive {
     Idle,
 }
 
+/// What a subscription is called. Most are a connection's, and kept by the thousand.
+#[derive(Clone, Debug)]
+pub enum Subscriber {
+    Connection(ConnectionId),
+    Other(Box<str>),
+}
+
+impl From<ConnectionId> for Subscriber {
+    fn from(id: ConnectionId) -> Self {
+        Self::Connection(id)
+    }
+}
+
+impl From<&str> for Subscriber {
+    fn from(name: &str) -> Self {
+        Self::Other(name.into())
+    }
+}
+
+impl std::fmt::Display for Subscriber {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Connection(id) => id.fmt(f),
+            Self::Other(name) => f.write_str(name),
+        }
+    }
+}
+
 /// A subscription as it begins.
 #[derive(Clone, Debug)]
 pub struct Newcomer {
-    /// The connection's id, as people see it.
-    pub subscriber: String,
+    pub subscriber: Subscriber,
     pub who: Arc<str>,
     /// The surface: `websocket`, `socketio`, `sse`.
     pub via: &'static str,

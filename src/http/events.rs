@@ -322,7 +322,7 @@ pub fn stream(app: App, grant: &Grant, session: Session, since: Since, filter: V
     let wanted = Wanted { since, filter, pictures: PictureLevel::None, viewer };
     let able = grant.may(Scope::Answer) && wanted.sees_guardrails();
     let newcomer = Newcomer {
-        subscriber: id.to_string(),
+        subscriber: id.into(),
         who: Arc::clone(&grant.who),
         via: "sse",
         observer: false,

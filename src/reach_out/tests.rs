@@ -387,7 +387,7 @@ fn any_act() -> impl Strategy<Value = (u64, Act)> {
 
 fn newcomer(able: bool) -> Newcomer {
     Newcomer {
-        subscriber: "s".to_owned(),
+        subscriber: "s".into(),
         who: "w".into(),
         via: "websocket",
         observer: false,

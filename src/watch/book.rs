@@ -309,7 +309,7 @@ impl Book {
             .entries
             .values()
             .map(|entry| WatcherView {
-                subscriber: entry.newcomer.subscriber.clone(),
+                subscriber: entry.newcomer.subscriber.to_string(),
                 who: entry.newcomer.who.to_string(),
                 via: entry.newcomer.via.to_owned(),
                 counts: entry.counted_until.is_some(),

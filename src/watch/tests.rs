@@ -15,7 +15,7 @@ fn seconds(n: u64) -> Duration {
 
 fn newcomer(attentive: Attentive) -> Newcomer {
     Newcomer {
-        subscriber: "connection".to_owned(),
+        subscriber: "connection".into(),
         who: "ada".into(),
         via: "websocket",
         observer: false,

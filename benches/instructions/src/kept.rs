@@ -10,11 +10,23 @@ pub(crate) const TOLERANCE: f64 = 0.05;
 /// And this many instructions in any case: a short stage moves by more than its share when code around it does.
 const SLACK: f64 = 20.0;
 
+/// By profile.
+type All = BTreeMap<String, Kept>;
+
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Kept {
     /// What made the program, and what it runs on. Figures of others are not compared.
     build: String,
     instructions_per_event: BTreeMap<String, f64>,
+}
+
+/// Whether it was optimised: what tests are built with is not, and is there already when they run.
+const PROFILE: &str = if cfg!(debug_assertions) { "dev" } else { "instructions" };
+const UPDATE: &str = "`make instructions UPDATE=1`, and commit benches/instructions/kept.json";
+
+fn read_all() -> Result<All, String> {
+    let kept = fs::read_to_string(path()).map_err(|error| format!("{}: {error}", path().display()))?;
+    serde_json::from_str(&kept).map_err(|error| format!("kept.json: {error}"))
 }
 
 fn path() -> &'static Path {
@@ -27,9 +39,11 @@ impl Kept {
         Self { build: build(), instructions_per_event: rounded }
     }
 
-    pub(crate) fn keep(&self) -> Result<(), String> {
+    pub(crate) fn keep(self) -> Result<(), String> {
         self.print(None);
-        let text = serde_json::to_string_pretty(self).map_err(|error| error.to_string())? + "\n";
+        let mut all = read_all().unwrap_or_default();
+        all.insert(PROFILE.to_owned(), self);
+        let text = serde_json::to_string_pretty(&all).map_err(|error| error.to_string())? + "\n";
         fs::write(path(), text).map_err(|error| format!("{}: {error}", path().display()))?;
         println!("kept in benches/instructions/kept.json: commit it with the change");
         Ok(())
@@ -38,8 +52,8 @@ impl Kept {
     /// # Errors
     /// A stage takes more than is kept and tolerated, or has no kept figure.
     pub(crate) fn compare(&self) -> Result<(), String> {
-        let kept = fs::read_to_string(path()).map_err(|error| format!("{}: {error}", path().display()))?;
-        let kept: Self = serde_json::from_str(&kept).map_err(|error| format!("kept.json: {error}"))?;
+        let kept = read_all()?.remove(PROFILE);
+        let kept = kept.ok_or_else(|| format!("nothing is kept for the profile `{PROFILE}`: {UPDATE}"))?;
         if kept.build != self.build {
             self.print(None);
             println!("not compared: the figures are kept for {}, and this is {}", kept.build, self.build);
@@ -53,9 +67,7 @@ impl Kept {
         let (mut more, mut fewer) = (Vec::new(), Vec::new());
         for (stage, figure) in &self.instructions_per_event {
             let Some(before) = kept.instructions_per_event.get(stage) else {
-                return Err(format!(
-                    "nothing is kept for `{stage}`: run `make instructions UPDATE=1`, commit kept.json"
-                ));
+                return Err(format!("nothing is kept for `{stage}`: {UPDATE}"));
             };
             let tolerated = (before * TOLERANCE).max(SLACK);
             if figure - before > tolerated {
@@ -65,17 +77,14 @@ impl Kept {
             }
         }
         if !fewer.is_empty() {
-            println!(
-                "{} got cheaper: `make instructions UPDATE=1` and commit kept.json, to keep it so",
-                fewer.join(", ")
-            );
+            println!("{} got cheaper. To keep it so: {UPDATE}", fewer.join(", "));
         }
         if more.is_empty() {
             return Ok(());
         }
         Err(format!(
             "{} took more instructions than kept. Look at what the change does there (callgrind_annotate on \
-             target/instructions/callgrind.*); if it is worth that, `make instructions UPDATE=1` and commit kept.json.",
+             target/instructions/callgrind.*); if it is worth that: {UPDATE}",
             more.join(", ")
         ))
     }

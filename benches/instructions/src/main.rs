@@ -9,8 +9,9 @@
 //! compared. A stage that takes more than [`kept::TOLERANCE`] more than is kept fails the run; where that is wanted,
 //! `make instructions UPDATE=1` keeps the new figures, to be committed with the change.
 //!
-//! The profile `instructions` is that of releases without optimisation across crates, so that it builds in time for
-//! every push. Figures are therefore no promise about the released program; they move when the code does.
+//! Figures are kept for two builds. That of the profile `instructions`, which is that of releases without optimisation
+//! across crates, is for people. That of the tests is not optimised, but is there when the tests have run, so each push is
+//! compared by it. Neither is a promise about the released program; both move when the code does.
 
 mod callgrind;
 mod kept;

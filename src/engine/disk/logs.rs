@@ -102,12 +102,11 @@ impl Log {
         recent.range(start..).cloned().collect()
     }
 
-    /// Goes on with a page that begins at `from` and may end before what is in memory, below `next`.
-    pub(super) fn go_on(&self, page: &mut Page, from: u64, next: u64) {
+    /// Of the records that are in memory, those from an offset on; at most so many.
+    pub(super) fn in_memory(&self, from: u64, most: usize) -> Vec<Record> {
         let recent = self.lock_recent();
-        let end = from + page.records.len() as u64;
-        let start = recent.partition_point(|record| record.offset < end);
-        page.go_on(recent.range(start..), from, next);
+        let start = recent.partition_point(|record| record.offset < from);
+        recent.range(start..).take(most).cloned().collect()
     }
 
     fn forget_below(&self, offset: u64) {
@@ -159,7 +158,8 @@ impl Page {
     /// Takes those that follow what is there, as far as there is room.
     pub(super) fn go_on<'a>(&mut self, records: impl Iterator<Item = &'a Record>, from: u64, next: u64) {
         for record in records {
-            if record.offset != from + self.records.len() as u64 || record.offset >= next || !self.take(record) {
+            let end = from + self.records.len() as u64;
+            if record.offset >= end && (record.offset != end || record.offset >= next || !self.take(record)) {
                 return;
             }
         }

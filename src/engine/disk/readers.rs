@@ -117,9 +117,11 @@ pub(super) fn read_log(
 ) -> Result<Vec<Record>, EngineError> {
     let mut source = None;
     for _ in 0..LOOKS {
+        // First what is in memory: what is before that is in chunks already, and what leaves it meanwhile is held here.
+        let newest = log.in_memory(from, limit.records);
         match page(reader, log.number, from, head.next, limit) {
             Ok(mut page) => {
-                log.go_on(&mut page, from, head.next);
+                page.go_on(newest.iter(), from, head.next);
                 if !page.records.is_empty() {
                     return Ok(page.records);
                 }

@@ -177,7 +177,7 @@ impl Connection {
         let viewer = HolderKey::Connection(self.id);
         let wanted = Wanted { since: has.since(), filter: Vec::new(), pictures: level_of(auth), viewer };
         let newcomer = Newcomer {
-            subscriber: self.id.to_string(),
+            subscriber: self.id.into(),
             who: Arc::clone(&grant.who),
             via: "socketio",
             observer: false,

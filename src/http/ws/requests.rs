@@ -144,7 +144,7 @@ impl Connection {
             viewer: HolderKey::Connection(self.id),
         };
         let newcomer = Newcomer {
-            subscriber: self.id.to_string(),
+            subscriber: self.id.into(),
             who: Arc::clone(&self.grant.who),
             via: "websocket",
             observer: subscribe.role == Role::Observer,

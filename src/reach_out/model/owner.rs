@@ -164,7 +164,7 @@ impl Owner {
 
     pub(super) fn enter(&mut self, able: bool, now: u32) -> u64 {
         let newcomer = Newcomer {
-            subscriber: String::new(),
+            subscriber: "".into(),
             who: "".into(),
             via: "websocket",
             observer: false,

@@ -142,7 +142,7 @@ impl Visit {
             viewer: HolderKey::Connection(connection),
         };
         let newcomer = Newcomer {
-            subscriber: connection.to_string(),
+            subscriber: connection.into(),
             who: who.to_string().into(),
             via: manner.via,
             observer: manner.observer,

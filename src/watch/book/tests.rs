@@ -208,7 +208,7 @@ fn apply(edge: &Edge, book: &mut Book, simple: &mut Simple, now: Instant) {
     let name = |n: u64| -> Arc<str> { n.to_string().into() };
     match *edge {
         Edge::Enter { able, observer, attentive } => {
-            let (subscriber, who) = (String::new(), "".into());
+            let (subscriber, who) = ("".into(), "".into());
             let newcomer =
                 Newcomer { subscriber, who, via: "websocket", observer, able, sees_results: able, attentive };
             let id = book.enter(newcomer, now);

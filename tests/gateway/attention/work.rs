@@ -48,7 +48,7 @@ const TIMES: WatchTimes = WatchTimes {
 
 fn enter(watch: &Watch, now: Instant) -> Guard {
     let newcomer = Newcomer {
-        subscriber: "connection".to_owned(),
+        subscriber: "connection".into(),
         who: "ada".into(),
         via: "websocket",
         observer: false,
