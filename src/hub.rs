@@ -22,7 +22,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
 };
@@ -234,7 +234,7 @@ pub struct Hub {
 }
 
 struct Inner {
-    topics: Mutex<HashMap<SessionId, Topic>>,
+    topics: Mutex<HashMap<SessionId, Arc<Topic>>>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
     sent: Counter,
@@ -243,7 +243,10 @@ struct Inner {
 type Followers = Arc<Mutex<Audience<Follower>>>;
 
 struct Topic {
+    hub: Hub,
+    session: SessionId,
     followers: Followers,
+    viewers: Arc<AtomicUsize>,
     /// Ends the topic's task.
     stop: CancellationToken,
 }
@@ -269,7 +272,10 @@ impl Hub {
         let mut topics = self.lock();
         let topic = topics.entry(session).or_insert_with(|| self.begin(session, source, engine));
         let seat = lock(&topic.followers).enter(Arc::clone(&follower));
-        Attachment { hub: self.clone(), session, follower, seat }
+        if pictures == PictureLevel::Full {
+            topic.viewers.fetch_add(1, Ordering::Relaxed);
+        }
+        Attachment { topic: Arc::clone(topic), follower, seat }
     }
 
     /// Sessions that somebody follows here.
@@ -277,36 +283,37 @@ impl Hub {
         self.lock().len()
     }
 
-    fn begin(&self, session: SessionId, source: Source, engine: &Arc<dyn Engine>) -> Topic {
+    fn begin(&self, session: SessionId, source: Source, engine: &Arc<dyn Engine>) -> Arc<Topic> {
         let followers = Followers::default();
-        let stop = self.inner.shutdown.child_token();
+        let (stop, viewers) = (self.inner.shutdown.child_token(), Arc::<AtomicUsize>::default());
         let fan_out = FanOut {
             session,
             engine: Arc::clone(engine),
             followers: Arc::clone(&followers),
             head: source.head.clone(),
             newest_picture: source.newest_picture,
+            viewers: Arc::clone(&viewers),
             sent: self.inner.sent.clone(),
         };
         let changes = (source.head, source.side, source.pictures);
         self.inner.tasks.spawn(follow(Arc::new(fan_out), changes, self.inner.tasks.clone(), stop.clone()));
-        Topic { followers, stop }
+        Arc::new(Topic { hub: self.clone(), session, followers, viewers, stop })
     }
 
-    fn detach(&self, session: SessionId, follower: &Arc<Follower>, seat: Seat) {
+    fn detach(&self, topic: &Arc<Topic>, follower: &Arc<Follower>, seat: Seat) {
         let mut topics = self.lock();
-        let Some(topic) = topics.get(&session) else { return };
         let empty = {
             let mut followers = lock(&topic.followers);
             followers.leave(follower, seat);
             followers.len() == 0
         };
-        if empty && let Some(topic) = topics.remove(&session) {
+        if empty && topics.get(&topic.session).is_some_and(|known| Arc::ptr_eq(known, topic)) {
+            topics.remove(&topic.session);
             topic.stop.cancel();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Topic>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Topic>>> {
         self.inner.topics.lock().expect("no holder panics")
     }
 }
@@ -410,13 +417,16 @@ struct FanOut {
     followers: Followers,
     head: watch::Receiver<Head>,
     newest_picture: NewestPicture,
+    /// Followers that pictures go out to.
+    viewers: Arc<AtomicUsize>,
     sent: Counter,
 }
 
 impl FanOut {
     async fn walk_all(self: &Arc<Self>, tasks: &TaskTracker) {
         let pieces = lock(&self.followers).pieces();
-        if pieces > 1 {
+        // Of pictures only the newest goes out: one that comes along costs the one before it.
+        if pieces > 1 && self.viewers.load(Ordering::Relaxed) == 0 {
             self.gather().await;
         }
         let shares = (pieces / PIECES_FOR_A_TASK).clamp(1, SPLIT);
@@ -563,8 +573,7 @@ pub fn is_urgent(kind: &str) -> bool {
 
 /// A subscription's place in the hub; dropping it detaches.
 pub struct Attachment {
-    hub: Hub,
-    session: SessionId,
+    topic: Arc<Topic>,
     follower: Arc<Follower>,
     seat: Seat,
 }
@@ -605,6 +614,9 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         // Nothing goes out for it after this, whoever holds a piece of the audience.
         self.follower.place.take_back();
-        self.hub.detach(self.session, &self.follower, self.seat);
+        if self.follower.pictures == PictureLevel::Full {
+            self.topic.viewers.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.topic.hub.detach(&self.topic, &self.follower, self.seat);
     }
 }

@@ -46,9 +46,9 @@ use crate::{
 };
 
 /// Bytes that are read at once.
-const READ: usize = 64 * 1024;
+const READ: u32 = 64 * 1024;
 /// What a quiet runtime's connection keeps for its next frame.
-const ROOM: usize = 16 * 1024;
+const ROOM: u32 = 16 * 1024;
 const GOODBYE: Duration = Duration::from_secs(2);
 /// A runtime that is silent for this many pings is gone.
 const SILENT_PINGS: u32 = 3;
@@ -61,7 +61,7 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 
 pub async fn upgrade(State(app): State<App>, headers: HeaderMap, upgrade: Upgrade) -> Response {
     let token = bearer(&headers).map(str::to_owned);
-    let limits = wire::Limits { message: app.config.limits.runtime_frame_bytes, read: READ, room: ROOM };
+    let limits = wire::Limits { message: wire::limit(app.config.limits.runtime_frame_bytes), read: READ, room: ROOM };
     let tasks = app.tasks.clone();
     upgrade.begin(&tasks, limits, async move |wire| {
         app.metrics.runtimes_opened.inc();

@@ -39,9 +39,9 @@ use super::{App, bearer, upgrade::Upgrade, wire};
 use crate::{config::secret::Secret, engine::Record, ids::random_token};
 
 /// Bytes that are read at once.
-const READ: usize = 4 * 1024;
+const READ: u32 = 4 * 1024;
 /// What idle connections keep for their next frame: most are pongs of one byte.
-const ROOM: usize = 32;
+const ROOM: u32 = 32;
 /// The longest `t` that is remembered, in bytes.
 const T: usize = 64;
 
@@ -208,7 +208,7 @@ async fn post(app: &App, sid: &str, request: Request) -> Result<Response, Refuse
 
 /// A websocket: a session of its own, or the upgrade of one that polls.
 fn over_websocket(app: App, asked: &Asked, upgrade: Upgrade, request: &Request) -> Result<Response, Refused> {
-    let limits = wire::Limits { message: app.config.limits.client_frame_bytes, read: READ, room: ROOM };
+    let limits = wire::Limits { message: wire::limit(app.config.limits.client_frame_bytes), read: READ, room: ROOM };
     let tasks = app.tasks.clone();
     if let Some(sid) = &asked.sid {
         let desk = app.socketio.desks.get(sid).ok_or(Refused::UnknownSid)?;

@@ -48,12 +48,17 @@ pub enum Turn {
 #[derive(Clone, Copy)]
 pub struct Limits {
     /// Bytes of one frame, and of one message.
-    pub message: usize,
+    pub message: u32,
     /// Bytes that are read at once: what is much larger than most messages saves calls, and is shared by all
     /// connections of a thread. An idle connection keeps none of it.
-    pub read: usize,
+    pub read: u32,
     /// Bytes that an idle connection keeps for its next frame.
-    pub room: usize,
+    pub room: u32,
+}
+
+/// A limit of the configuration in bytes. What is beyond 4 GiB is no smaller limit than 4 GiB.
+pub fn limit(bytes: usize) -> u32 {
+    bytes.try_into().unwrap_or(u32::MAX)
 }
 
 /// With this much waiting, nothing more is read: answers that nobody takes must not pile up.
@@ -192,7 +197,7 @@ impl Wire {
     /// Reads what came into `input`, which is empty. Ready with whether that was the end of the stream.
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         BUFFER.with_borrow_mut(|buffer| {
-            let mut into = ReadBuf::new(&mut buffer[..self.limits.read.min(READ)]);
+            let mut into = ReadBuf::new(&mut buffer[..(self.limits.read as usize).min(READ)]);
             ready!(self.socket.poll_read(cx, &mut into))?;
             self.input = Bytes::copy_from_slice(into.filled());
             self.boundary.follow(&self.input);
@@ -261,10 +266,10 @@ impl Wire {
 
 fn begin(limits: Limits) -> WebSocketContext {
     let config = WebSocketConfig::default()
-        .read_buffer_size(limits.room)
+        .read_buffer_size(limits.room as usize)
         .write_buffer_size(0)
-        .max_message_size(Some(limits.message))
-        .max_frame_size(Some(limits.message));
+        .max_message_size(Some(limits.message as usize))
+        .max_frame_size(Some(limits.message as usize));
     WebSocketContext::new(Role::Server, Some(config))
 }
 

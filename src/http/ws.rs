@@ -31,15 +31,15 @@ use super::{
 use crate::{auth::Grant, config::key::Scope, ids::ConnectionId, watch::Leave};
 
 /// Bytes that are read at once.
-const READ: usize = 4 * 1024;
+const READ: u32 = 4 * 1024;
 /// What idle connections keep for their next frame: most are pongs.
-const ROOM: usize = 32;
+const ROOM: u32 = 32;
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 pub async fn upgrade(State(app): State<App>, headers: HeaderMap, upgrade: Upgrade) -> Response {
     let token = bearer(&headers).map(str::to_owned);
-    let limits = wire::Limits { message: app.config.limits.client_frame_bytes, read: READ, room: ROOM };
+    let limits = wire::Limits { message: wire::limit(app.config.limits.client_frame_bytes), read: READ, room: ROOM };
     let tasks = app.tasks.clone();
     upgrade.protocol(SUBPROTOCOL).begin(&tasks, limits, move |wire| serve(app, wire, token))
 }

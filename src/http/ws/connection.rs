@@ -60,7 +60,8 @@ pub(super) struct Connection {
     pub followings: Followings,
     pub board: Option<Box<BoardFollowing>>,
     /// Sessions in which this connection may hold control or claims.
-    pub touched: BTreeSet<SessionId>,
+    #[expect(clippy::box_collection, reason = "an empty set would take three times as much of every connection")]
+    pub touched: Option<Box<BTreeSet<SessionId>>>,
     last_ping: u64,
     next_ping: Instant,
     /// A ping was due while something waited: it goes out before anything else is asked for.
@@ -102,7 +103,7 @@ impl Connection {
             signal: Arc::default(),
             followings: Followings::default(),
             board: None,
-            touched: BTreeSet::new(),
+            touched: None,
             last_ping: 0,
             next_ping,
             owes_ping: false,
@@ -374,7 +375,7 @@ impl Connection {
         for following in self.followings.take_all() {
             following.end(leave);
         }
-        for id in std::mem::take(&mut self.touched) {
+        for id in self.touched.take().into_iter().flat_map(|touched| *touched) {
             if let Some(session) = self.app.directory.get_any(id) {
                 session.connection_lost(self.id).await;
             }

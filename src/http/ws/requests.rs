@@ -98,7 +98,7 @@ impl Connection {
     async fn claim(&mut self, session: &str, guardrail: String, revision: u32, duration: Option<u64>) -> Asked {
         allowed(&self.grant, Scope::Answer)?;
         let session = self.session(session)?;
-        self.touched.insert(session.id);
+        self.touched.get_or_insert_default().insert(session.id);
         in_time(session.claim(guardrail.clone(), revision, duration, self.actor())).await?;
         let view = in_time(session.guardrail(guardrail)).await?;
         Ok(Map::from_iter([("guardrail".to_owned(), json!(view))]))
@@ -108,7 +108,7 @@ impl Connection {
         allowed(&self.grant, Scope::Control)?;
         let session = self.session(session)?;
         if matches!(command, SessionCommand::TakeControl) {
-            self.touched.insert(session.id);
+            self.touched.get_or_insert_default().insert(session.id);
         }
         in_time(session.command(command, self.actor())).await
     }
