@@ -1,31 +1,39 @@
 //! What each piece of the way of an event takes, by itself: `cargo bench --bench paths [-- NAME]`, about a minute.
 //!
-//! Append (in memory and on the disk), encode (native and Socket.IO), redact, decide, the wake-up of 1,000 followers, and
+//! Append (in memory and on the disk), encode (native and Socket.IO), redact, decide, an event to 1,000 followers, and
 //! edges of the watch. Times are for whoever works on one of these pieces; instructions, which CI compares, are counted
 //! by `make instructions`.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that fails ends")]
 
-use std::{hint::black_box, sync::Arc, time::Duration};
+use std::{
+    hint::black_box,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use criterion::{BatchSize, Bencher, Criterion, Throughput};
 use onlooker::{
     config::Durability,
     engine::{
-        Batch, Bounds, Engine, Head, Record,
+        Batch, Bounds, Engine, Record,
         disk::{DiskEngine, DiskOptions},
         memory::MemoryEngine,
     },
     http::socketio,
-    hub::{Hub, Side, Signal, Source},
+    hub::{At, Caller, Form, Frames, Hub, Outlet, PICTURE_PIECES, Side, Source},
     ids::{SessionId, random_epoch, time_ordered_id},
-    ingest::{self, Envelope, Frames},
+    images::{Newest, Picture},
+    ingest::{self, Data, Envelope},
     reach_out::{self, Inputs, Subject, Windows},
     redact::{Nature, Redactor},
     watch::{Attentive, Guard, Leave, Newcomer, Presence, Watch, WatchTimes, Watcher},
 };
-use onlooker_protocol::{Position, event::Epoch, view::ReachOutMode};
+use onlooker_protocol::{Position, event::Epoch, subscriber::PictureLevel, view::ReachOutMode};
 use serde_json::{Value, json};
 use tokio::{runtime::Runtime, sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -102,7 +110,12 @@ fn event() -> Value {
     })
 }
 
-fn native(frames: &mut Frames, data: &Value, session: &SessionId, epoch: Epoch) {
+/// As the usual event is read: it stays text.
+fn text(data: &Value) -> Data {
+    Data::Text(data.to_string().into())
+}
+
+fn native(frames: &mut ingest::Frames, data: &Data, session: &SessionId, epoch: Epoch) {
     let id = time_ordered_id();
     let position = Position { epoch, offset: 4711 };
     let at = "2026-11-20T12:00:00.000Z";
@@ -112,16 +125,16 @@ fn native(frames: &mut Frames, data: &Value, session: &SessionId, epoch: Epoch) 
 
 /// One event to its native frame, and a native frame to what Socket.IO's clients get.
 fn encode(criterion: &mut Criterion) {
-    let (data, session, epoch) = (event(), SessionId::random(), random_epoch());
+    let (data, session, epoch) = (text(&event()), SessionId::random(), random_epoch());
     let mut group = criterion.benchmark_group("encode 1 event");
     group.bench_function("native", |bencher| {
         bencher.iter(|| {
-            let mut frames = Frames::for_events(1);
+            let mut frames = ingest::Frames::for_events(1);
             native(&mut frames, black_box(&data), &session, epoch);
             frames.finish()
         });
     });
-    let mut frames = Frames::for_events(1);
+    let mut frames = ingest::Frames::for_events(1);
     native(&mut frames, &data, &session, epoch);
     let record = Record { offset: 4711, at: 0, kind: "action".into(), frame: frames.finish().remove(0) };
     assert!(socketio::encoded(&record).is_some(), "clients have words for it");
@@ -143,6 +156,7 @@ fn redact(criterion: &mut Criterion) {
         }
         let found = redactor.redact_value(&mut data.clone());
         assert_eq!(found, hit, "what is measured is a hit, or none");
+        let data = text(&data);
         let name = format!("{secrets} secrets, {}", if hit { "hit" } else { "no hit" });
         group.bench_function(name, |bencher| {
             bencher.iter_batched_ref(|| data.clone(), |data| ingest::redact(data, &redactor), BatchSize::SmallInput);
@@ -187,8 +201,8 @@ const TIMES: WatchTimes = WatchTimes {
 
 fn enter(watch: &Watch, number: usize, now: Instant) -> Guard {
     let newcomer = Newcomer {
-        subscriber: format!("connection {number}"),
-        who: "ada".to_owned(),
+        subscriber: format!("connection {number}").as_str().into(),
+        who: "ada".into(),
         via: "websocket",
         observer: false,
         able: true,
@@ -235,31 +249,72 @@ fn edges(criterion: &mut Criterion) {
 
 // --- fan-out ---------------------------------------------------------------------------------------------------------
 
-/// A head that moves, until each of 1,000 followers has been woken and is about to read.
+/// Outlets that take everything, and how many events they took.
+#[derive(Default)]
+struct Taken(AtomicU64);
+
+impl Outlet for Taken {
+    fn take(&self, pieces: &[Bytes], messages: u32) -> bool {
+        black_box(pieces);
+        self.0.fetch_add(u64::from(messages), Ordering::Relaxed);
+        true
+    }
+
+    fn form(&self) -> &dyn Form {
+        &Joined
+    }
+}
+
+struct Joined;
+
+impl Form for Joined {
+    fn frames(&self, _: Epoch, records: &[Record]) -> Frames {
+        let bytes: Vec<u8> = records.iter().flat_map(|record| record.frame.to_vec()).collect();
+        Frames { bytes: bytes.into(), messages: records.len() as u32 }
+    }
+
+    fn picture(&self, _: &Picture) -> ([Bytes; PICTURE_PIECES], u32) {
+        ([Bytes::new(), Bytes::new()], 0)
+    }
+}
+
+/// An event that is appended, until each of 1,000 followers has been handed it: all but the sockets.
 fn fan_out(criterion: &mut Criterion) {
     let runtime = runtime();
-    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let head = Head { epoch: random_epoch(), term: 1, first: 0, next: 0, n: 0 };
-    let (heads, side) = (watch::Sender::new(head), watch::Sender::new(Side::default()));
-    let (hub, session) = (Hub::new(tasks.clone(), stop.clone()), SessionId::random());
+    let (tasks, stop, session) = (TaskTracker::new(), CancellationToken::new(), SessionId::random());
+    let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new(BOUNDS));
+    let (epoch, taken) = (random_epoch(), Arc::new(Taken::default()));
+    let side = watch::Sender::new(Side::default());
+    let pictures = watch::Sender::new(());
+    let hub = Hub::new(tasks.clone(), stop.clone(), Default::default());
     let followers: Vec<_> = runtime.block_on(async {
+        engine.create(session, epoch, 1).await.unwrap();
         let attach = |_| {
-            let signal = Arc::new(Signal::default());
-            let source = Source { head: heads.subscribe(), side: side.subscribe() };
-            (hub.attach(session, source, &signal, 0), signal)
+            let source = Source {
+                head: engine.head(session).unwrap(),
+                side: side.subscribe(),
+                pictures: pictures.subscribe(),
+                newest_picture: Box::new(|_| Newest::None),
+            };
+            let caller = Caller { signal: &Arc::default(), slot: 0, pictures: PictureLevel::None };
+            let attachment = hub.attach(session, source, &engine, caller);
+            attachment.hand_over(At { epoch, next: 0 }, Arc::clone(&taken) as _);
+            attachment
         };
         (0..FOLLOWERS).map(attach).collect()
     });
     let mut group = criterion.benchmark_group("fan-out");
     group.throughput(Throughput::Elements(FOLLOWERS as u64));
-    group.bench_function("wake 1000 followers", |bencher| {
+    let (mut next, frame) = (0, Bytes::from(vec![b'x'; 400]));
+    group.bench_function("an event to 1000 followers", |bencher| {
         bencher.iter(|| {
-            heads.send_modify(|head| head.next += 1);
+            let record = Record { offset: next, at: 0, kind: "agent".into(), frame: frame.clone() };
+            next += 1;
+            let batch = Batch { term: 1, epoch, records: vec![record], numbers: None };
             runtime.block_on(async {
-                for (attachment, signal) in &followers {
-                    signal.wait().await;
-                    signal.take();
-                    attachment.reading();
+                engine.append(session, batch).await.unwrap();
+                while taken.0.load(Ordering::Relaxed) < next * FOLLOWERS as u64 {
+                    tokio::task::yield_now().await;
                 }
             });
         });

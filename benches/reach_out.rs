@@ -188,8 +188,8 @@ fn watch_edges(watchers: usize, edge: Edge, time: Duration) -> Outcome<(&'static
 
 fn enter(watch: &Watch, number: usize, now: tokio::time::Instant) -> Guard {
     let newcomer = Newcomer {
-        subscriber: format!("connection {number}"),
-        who: "ada".to_owned(),
+        subscriber: format!("connection {number}").as_str().into(),
+        who: "ada".into(),
         via: "websocket",
         observer: false,
         able: true,

@@ -482,3 +482,58 @@ fn may_open(files: u64) -> bool {
     }
     limit >= files
 }
+
+/// Follows a session over a narrow socket and stops reading now and then, at places of its own; returns the offsets
+/// that it got up to `last`.
+async fn read_in_fits(mut subscriber: Subscriber, seed: u64, last: u64) -> Vec<u64> {
+    let (mut got, mut random) = (Vec::new(), seed | 1);
+    while got.last() != Some(&last) {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        if random >> 60 == 0 {
+            // Long enough for its socket to fill: there is no condition to wait for in doing nothing.
+            tokio::time::sleep(Duration::from_millis(random >> 33 & 31)).await;
+        }
+        let message = tokio::time::timeout(BOUND, subscriber.socket.next()).await.expect("more comes");
+        let Message::Text(text) = message.expect("open").expect("sound") else { continue };
+        match serde_json::from_str(&text).unwrap() {
+            GatewayToSubscriber::Ping { id, .. } => subscriber.send(SubscriberToGateway::Pong { id }).await,
+            GatewayToSubscriber::Gap { reason, .. } => panic!("the log has all of it: {reason:?}"),
+            GatewayToSubscriber::Event(event) => got.push(event.position.offset),
+            _ => {}
+        }
+    }
+    got
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_in_fits_and_starts_gets_every_event_once_and_in_order() {
+    const EVENTS: u64 = 600;
+    let mut config = quick();
+    config.limits.log_bytes = 256 << 20;
+    let gateway = TestGateway::with(config).await;
+    let mut runtime = gateway.runtime().await;
+    let (session, _) = runtime.open(OpenSession::default()).await;
+    let first = runtime.publish(&session, "x.first", json!({})).await.offset + 1;
+    let mut readers = Vec::new();
+    for seed in 0..20_u64 {
+        let mut subscriber = Subscriber::narrow(&gateway).await;
+        subscriber.watch(&session).await;
+        assert_eq!(subscriber.live().await.offset + 1, first);
+        readers.push(tokio::spawn(read_in_fits(
+            subscriber,
+            seed.wrapping_mul(2_862_933_555_777_941_757),
+            first + EVENTS - 1,
+        )));
+    }
+    // From a few bytes to more than a narrow socket takes, and often many at once.
+    for n in 0..EVENTS {
+        let text = "x".repeat((n as usize * 7919) % 97 * (1 + n as usize % 7 * 40));
+        runtime.send_event(&session, "x.some", json!({ "text": text })).await;
+    }
+    runtime.accepted(&session, EVENTS + 1).await;
+    for reader in readers {
+        let got = tokio::time::timeout(BOUND, reader).await.expect("everybody gets everything").unwrap();
+        assert_eq!(got, (first..first + EVENTS).collect::<Vec<_>>());
+    }
+    gateway.stop().await;
+}
