@@ -80,13 +80,15 @@ pub struct Wire {
     /// Bytes that came and were not taken apart yet.
     input: Bytes,
     limits: Limits,
+    /// The peer broke the protocol: where its next frame begins is unknown.
+    broken: bool,
 }
 
 impl Wire {
     pub(super) fn new(socket: Socket, input: Bytes, limits: Limits) -> Self {
         let mut boundary = Boundary::default();
         boundary.follow(&input);
-        Self { socket: Arc::new(socket), protocol: None, boundary, input, limits }
+        Self { socket: Arc::new(socket), protocol: None, boundary, input, limits, broken: false }
     }
 
     /// The socket, for those who write to it from elsewhere.
@@ -177,7 +179,10 @@ impl Wire {
             Ok(Message::Close(frame)) => Turn::Closed(frame.map(|frame| frame.code.into())),
             Ok(message) => Turn::Received(message),
             Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed) => Turn::Closed(None),
-            Err(error) => Turn::Broken(error),
+            Err(error) => {
+                self.broken = true;
+                Turn::Broken(error)
+            }
         })
     }
 
@@ -257,8 +262,9 @@ impl Wire {
             self.socket.queue_last(ends.out.into());
         }
         let closing = async {
-            // Until the peer's own close frame: it then knows the code.
-            while !matches!(self.turn().await, Turn::Broken(_) | Turn::Closed(_)) {}
+            // Until the peer's own close frame: it then knows the code. None can be read behind what broke the protocol,
+            // and it waits for the end of the connection (RFC 6455, 7.1.7).
+            while !(self.broken && self.is_idle()) && !matches!(self.turn().await, Turn::Broken(_) | Turn::Closed(_)) {}
         };
         let _ = timeout(within, closing).await;
     }
