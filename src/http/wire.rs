@@ -383,3 +383,6 @@ pub fn close_code(error: &tungstenite::Error) -> Option<(Code, &'static str)> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
