@@ -170,6 +170,10 @@ impl Wire {
             Poll::Pending if self.waiting() > READ_WHILE => return Poll::Pending,
             Poll::Pending => {}
         }
+        if self.broken {
+            // tungstenite must not be asked again behind an error.
+            return Poll::Pending;
+        }
         let received = ready!(self.poll_message(cx));
         // Answers to pings, and the answer to a close, are on their way before anybody acts on what was received.
         if let Poll::Ready(Err(error)) = self.socket.poll_flush(cx) {

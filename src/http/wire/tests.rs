@@ -120,3 +120,20 @@ async fn whoever_breaks_the_close_frame_is_not_waited_for() {
     far.read_to_end(&mut answer).await.unwrap();
     assert_eq!(answer, b"\x88\x02\x03\xea");
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_read_behind_a_frame_that_is_too_large_while_the_goodbye_cannot_leave() {
+    let (near, mut far) = tokio::io::duplex(4096);
+    let mut wire = Wire::new(Socket::new(Stream::Any(Box::new(near)), None), Bytes::new(), LIMITS);
+    wire.send_text(vec![b'x'; 10_000].into());
+    let mut large = vec![0x81, 0xff];
+    large.extend_from_slice(&100_000_u64.to_be_bytes());
+    large.extend_from_slice(&[0; 200]);
+    far.write_all(&large).await.unwrap();
+    assert!(matches!(wire.turn().await, Turn::Broken(tungstenite::Error::Capacity(_))));
+    far.write_all(&[0; 2000]).await.unwrap();
+    wire.close_with(1009, "", Duration::from_secs(2), true).await;
+    let mut got = Vec::new();
+    far.read_to_end(&mut got).await.unwrap();
+    assert!(got.len() >= 4096, "what waited went first");
+}
