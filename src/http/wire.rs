@@ -268,7 +268,14 @@ impl Wire {
         let closing = async {
             // Until the peer's own close frame: it then knows the code. None can be read behind what broke the protocol,
             // and it waits for the end of the connection (RFC 6455, 7.1.7).
-            while !(self.broken && self.is_idle()) && !matches!(self.turn().await, Turn::Broken(_) | Turn::Closed(_)) {}
+            loop {
+                if self.broken && self.is_idle() {
+                    return;
+                }
+                if let Turn::Broken(_) | Turn::Closed(_) = self.turn().await {
+                    return;
+                }
+            }
         };
         let _ = timeout(within, closing).await;
     }

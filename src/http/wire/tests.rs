@@ -88,11 +88,11 @@ async fn between_messages_nothing_is_remembered() {
     far.write_all(&frame(true, 1, b"whole")).await.unwrap();
     assert!(matches!(wire.turn().await, Turn::Received(_)));
     far.write_all(&frame(false, 1, b"begun")).await.unwrap();
-    poll_fn(|cx| Poll::Ready(assert!(wire.poll_turn(cx).is_pending()))).await;
+    assert!(poll_fn(|cx| Poll::Ready(wire.poll_turn(cx).is_pending())).await);
     assert!(wire.protocol.is_some(), "a message has begun");
     far.write_all(&frame(true, 0, b"ended")).await.unwrap();
     assert!(matches!(wire.turn().await, Turn::Received(_)));
-    poll_fn(|cx| Poll::Ready(assert!(wire.poll_turn(cx).is_pending()))).await;
+    assert!(poll_fn(|cx| Poll::Ready(wire.poll_turn(cx).is_pending())).await);
     assert!(wire.protocol.is_none(), "it is idle");
 }
 
