@@ -524,7 +524,9 @@ impl FanOut {
             return;
         }
         let records = self.engine.read(self.session, from.next, STEP).await.unwrap_or_default();
-        let for_own_task = records.is_empty() || records.iter().any(|record| is_urgent(&record.kind));
+        // Offsets go on in a new epoch: what was read may be of that one, and it begins with a gap.
+        let is_other = self.head().epoch != from.epoch;
+        let for_own_task = is_other || records.is_empty() || records.iter().any(|record| is_urgent(&record.kind));
         let what = if for_own_task {
             What::ForOwnTask
         } else {
