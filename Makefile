@@ -5,6 +5,8 @@ CARGO ?= cargo
 CHROMIUM = chromium chromium-browser google-chrome google-chrome-stable
 HAVE_CHROMIUM = for name in $(CHROMIUM); do command -v $$name >/dev/null 2>&1 && exit 0; done; exit 1
 HAVE_CLIENT_TOOLS = command -v node && command -v npm && command -v curl && python3 -c 'import ensurepip'
+# The same everywhere, so that everything is built once.
+TESTED = onlooker/sabotage,onlooker-runtime/chromium
 INSTALL = apt-get update -qq && apt-get install -y --no-install-recommends
 
 NODE_MODULES = tests/clients/node_modules
@@ -64,16 +66,14 @@ test: chromium clients valgrind
 	@$(CARGO) fmt --all --check
 	@echo "==> lints"
 	@$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
-	@echo "==> tests of the workspace"
-	@$(CARGO) test --workspace --features onlooker/sabotage
-	@echo "==> tests with a real Chromium"
-	@$(CARGO) test -p onlooker-runtime --features chromium
+	@echo "==> tests of the workspace, those with a real Chromium among them"
+	@$(CARGO) test --workspace --features $(TESTED)
 	@echo "==> every safety check switched off in turn, to see its tests fail"
-	@CARGO='$(CARGO)' sh tests/sabotage.sh
+	@CARGO='$(CARGO)' FEATURES=$(TESTED) sh tests/sabotage.sh
 	@echo "==> all of it is fine"
 
 sabotage:
-	@CARGO='$(CARGO)' sh tests/sabotage.sh
+	@CARGO='$(CARGO)' FEATURES=$(TESTED) sh tests/sabotage.sh
 
 conformance:
 	@CARGO='$(CARGO)' python3 tests/conformance/run.py
@@ -84,7 +84,7 @@ instructions: valgrind
 	@env -u RUSTFLAGS CARGO_INCREMENTAL=0 $(CARGO) run --quiet --profile instructions -p onlooker-instructions -- \
 		$(if $(UPDATE),--update)
 	@echo "==> the same as the tests are built"
-	@ONLOOKER_KEEP_INSTRUCTIONS=$(UPDATE) $(CARGO) test --workspace --features onlooker/sabotage --test kept -- --nocapture
+	@ONLOOKER_KEEP_INSTRUCTIONS=$(UPDATE) $(CARGO) test --workspace --features $(TESTED) --test kept -- --nocapture
 
 bench:
 	@$(CARGO) build --release --bin onlooker

@@ -5,6 +5,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 CARGO=${CARGO:-cargo}
+# As `make test` builds its tests, so that they are built once.
+FEATURES=${FEATURES:-onlooker/sabotage}
 # A test that waits for ever without its check has failed as well.
 LIMIT=120
 
@@ -39,8 +41,7 @@ trap 'rm -f "$said"' EXIT
 unset ONLOOKER_SABOTAGE
 
 echo "==> building with the feature sabotage"
-# As `make test` builds its tests, so that this is built once.
-if ! $CARGO test --workspace --features onlooker/sabotage --lib --bins --test gateway --test crash --no-run >"$said" 2>&1
+if ! $CARGO test --workspace --features "$FEATURES" --lib --bins --test gateway --test crash --no-run >"$said" 2>&1
 then
     cat "$said"
     exit 1

@@ -34,7 +34,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::{
     App, Body, Caller, Path, Query, Refused, allowed, bearer,
     upgrade::Upgrade,
-    wire::{self, Turn, Wire, close_code},
+    wire::{self, Together, Turn, Wire, close_code},
 };
 use crate::{
     auth::Grant,
@@ -270,7 +270,11 @@ impl RuntimeConnection {
                 biased;
                 () = stopping.cancelled() => return Ended::Stopping,
                 turn = self.wire.turn() => turn,
-                () = outlet.wait(), if wants_more => continue,
+                () = outlet.wait(), if wants_more => {
+                    // Who is about to run may have a word for this runtime too: all of them are one write.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
                 () = timer.as_mut() => match self.on_time(Instant::now()) {
                     Ok(()) => continue,
                     Err(ended) => return ended,
@@ -329,18 +333,19 @@ impl RuntimeConnection {
     }
 
     fn fill(&mut self) {
-        while self.wire.waiting() < FILL {
+        let mut frames = Together::default();
+        while self.wire.waiting() + frames.bytes() < FILL {
             match self.outlet.take() {
-                Some(Outgoing::Frame(frame)) => self.wire.send(&frame),
+                Some(Outgoing::Frame(frame)) => frames.add(&frame),
                 Some(Outgoing::Session(id)) => {
                     let session = self.app.directory.get_any(id);
-                    for frame in session.map(|session| session.link.take(self.id)).unwrap_or_default() {
-                        self.wire.send(&frame);
-                    }
+                    let told = session.map(|session| session.link.take(self.id)).unwrap_or_default();
+                    told.iter().for_each(|frame| frames.add(frame));
                 }
-                None => return,
+                None => break,
             }
         }
+        self.wire.send_together(frames);
     }
 
     fn on_time(&mut self, now: Instant) -> Result<(), Ended> {

@@ -4,6 +4,9 @@
 //! Whole frames are queued or written under one lock, so frames never interleave. Who finds nothing waiting writes at
 //! once; what the kernel does not take waits here, in order, and the own task writes it when there is room. Only that
 //! task waits for the socket: a write that would block registers its waker, whoever tried.
+//!
+//! A connection that follows many sessions gathers: what their fan-outs bring waits until the own task has had a turn
+//! behind them, and is one write.
 
 use std::{
     collections::VecDeque,
@@ -25,6 +28,8 @@ use super::written::Held;
 
 /// Pieces that one write takes at most.
 const AT_ONCE: usize = 32;
+/// With so many bytes waiting nothing more is gathered: fan-outs leave the rest to the own task, which reads the log.
+const GATHERED: usize = 64 * 1024;
 
 /// What bytes go over.
 pub enum Stream {
@@ -85,6 +90,8 @@ struct State {
     handed_on: u64,
     /// The close frame was queued, or a write failed: nothing comes behind that.
     closed: bool,
+    /// Others than the own task do not write at once.
+    gathers: bool,
     /// Why a write failed, for the own task.
     broken: Option<io::Error>,
     /// The own task.
@@ -101,6 +108,17 @@ struct Backlog {
     bytes: usize,
     /// Since when the peer has taken nothing.
     stalled_since: Instant,
+    waits_for: WaitsFor,
+}
+
+/// What is to happen before what waits is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WaitsFor {
+    /// Whoever is about to run may bring more: the own task lets them, once.
+    Others,
+    OwnTask,
+    /// The kernel takes no more.
+    Kernel,
 }
 
 /// Bytes that go out in one piece, and the messages that end with it.
@@ -118,6 +136,7 @@ impl Socket {
             queued: 0,
             handed_on: 0,
             closed: false,
+            gathers: false,
             broken: None,
             owner: None,
         }))
@@ -127,7 +146,13 @@ impl Socket {
     /// `false`: nothing of it was taken. Never blocks. For others than the own task, which is woken if it is to go on.
     pub fn offer(&self, pieces: &[Bytes], messages: u32) -> bool {
         let mut state = self.lock();
-        if state.closed || state.backlog.is_some() {
+        if state.closed {
+            return false;
+        }
+        if state.gathers {
+            return state.gather(pieces, messages);
+        }
+        if state.backlog.is_some() {
             return false;
         }
         let Some(owner) = state.owner.take() else { return false };
@@ -138,6 +163,11 @@ impl Socket {
         }
         state.owner = Some(owner);
         taken
+    }
+
+    /// Whether what others bring is gathered, instead of being written at once.
+    pub(super) fn set_gathers(&self, gathers: bool) {
+        self.lock().gathers = gathers;
     }
 
     /// Queues a whole message, in pieces.
@@ -173,8 +203,15 @@ impl Socket {
         if let Some(error) = state.broken.take() {
             return Poll::Ready(Err(error));
         }
-        if state.backlog.is_none() {
-            return Poll::Ready(Ok(false));
+        match &mut state.backlog {
+            None => return Poll::Ready(Ok(false)),
+            Some(backlog) if backlog.waits_for == WaitsFor::Others => {
+                backlog.waits_for = WaitsFor::OwnTask;
+                // Asked for again from within its own turn, a task comes behind those that are to run already.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Some(_) => {}
         }
         state.poll_out(cx).map_ok(|()| true)
     }
@@ -226,7 +263,8 @@ impl Socket {
 impl State {
     fn backlog(&mut self) -> &mut Backlog {
         self.backlog.get_or_insert_with(|| {
-            Box::new(Backlog { pieces: VecDeque::new(), sent: 0, bytes: 0, stalled_since: Instant::now() })
+            let (stalled_since, waits_for) = (Instant::now(), WaitsFor::OwnTask);
+            Box::new(Backlog { pieces: VecDeque::new(), sent: 0, bytes: 0, stalled_since, waits_for })
         })
     }
 
@@ -240,6 +278,23 @@ impl State {
         if let Some(last) = backlog.pieces.back_mut() {
             last.messages += messages;
         }
+    }
+
+    /// `false`: nothing of it was taken.
+    fn gather(&mut self, pieces: &[Bytes], messages: u32) -> bool {
+        let Some(owner) = &self.owner else { return false };
+        match &self.backlog {
+            None => owner.wake_by_ref(),
+            Some(waits) if waits.waits_for == WaitsFor::Kernel || waits.bytes >= GATHERED => return false,
+            Some(_) => {}
+        }
+        let is_first = self.backlog.is_none();
+        self.queued += u64::from(messages);
+        self.push(pieces.iter().cloned(), messages);
+        if is_first {
+            self.backlog().waits_for = WaitsFor::Others;
+        }
+        true
     }
 
     fn write_at_once(&mut self, cx: &mut Context<'_>, pieces: &[Bytes], messages: u32) -> bool {
@@ -276,6 +331,14 @@ impl State {
     }
 
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let written = self.poll_write_out(cx);
+        if written.is_pending() {
+            self.backlog().waits_for = WaitsFor::Kernel;
+        }
+        written
+    }
+
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let gone = || io::Error::from(io::ErrorKind::NotConnected);
         while let Some(backlog) = self.backlog.as_ref().filter(|backlog| !backlog.pieces.is_empty()) {
             let stream = self.stream.as_mut().ok_or_else(gone)?;
@@ -293,10 +356,7 @@ impl State {
             self.advance(written);
         }
         let stream = self.stream.as_mut().ok_or_else(gone)?;
-        if stream.poll_flush(cx)?.is_pending() {
-            self.backlog();
-            return Poll::Pending;
-        }
+        std::task::ready!(stream.poll_flush(cx))?;
         self.backlog = None;
         Poll::Ready(Ok(()))
     }

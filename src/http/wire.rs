@@ -84,6 +84,26 @@ pub struct Wire {
     broken: bool,
 }
 
+/// Frames that go out in one piece.
+#[derive(Default)]
+pub struct Together {
+    bytes: BytesMut,
+    messages: u32,
+}
+
+impl Together {
+    pub fn add<T: Serialize>(&mut self, frame: &T) {
+        let text = serde_json::to_vec(frame).expect("a frame is plain data");
+        begin_frame(Data::Text, text.len(), &mut self.bytes);
+        self.bytes.put_slice(&text);
+        self.messages += 1;
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
 impl Wire {
     pub(super) fn new(socket: Socket, input: Bytes, limits: Limits) -> Self {
         let mut boundary = Boundary::default();
@@ -94,6 +114,11 @@ impl Wire {
     /// The socket, for those who write to it from elsewhere.
     pub fn socket(&self) -> &Arc<Socket> {
         &self.socket
+    }
+
+    /// What fan-outs bring is one write, instead of one each.
+    pub fn gather(&self, gathers: bool) {
+        self.socket.set_gathers(gathers);
     }
 
     /// Bytes that wait and are not with the kernel yet.
@@ -133,6 +158,12 @@ impl Wire {
     /// Sends finished frames: so many messages.
     pub fn send_frames(&mut self, frames: Bytes, messages: u32) {
         self.socket.queue([frames], messages);
+    }
+
+    pub fn send_together(&mut self, frames: Together) {
+        if frames.messages > 0 {
+            self.send_frames(frames.bytes.freeze(), frames.messages);
+        }
     }
 
     fn queue(&mut self, kind: Data, payload: Bytes) {

@@ -6,20 +6,15 @@
 
 /// Of each form, how many bytes are looked at.
 const WINDOW: usize = 16;
-/// Bytes of two are told apart by so many bits …
-const BITS: u32 = 10;
-/// … or by so many, where there are many forms.
-const MANY_BITS: u32 = 13;
-const FEW_FORMS: usize = 64;
+/// Two bytes are told apart by so many bits at least, and at most.
+const BITS: (u32, u32) = (8, 13);
 /// With more forms there is hardly anything to pass over.
 const MOST_FORMS: usize = 1024;
 
 pub(super) struct Sieve {
     /// Bytes of each form that count; no form is shorter.
     window: usize,
-    bits: u32,
-    /// How far to go on behind two bytes; 0: a form may end its window here.
-    shifts: Box<[u8]>,
+    shifts: Shifts,
     /// The last bytes of the forms' windows, in order.
     ends: Box<[u64]>,
 }
@@ -31,27 +26,25 @@ impl Sieve {
         if window < 3 || forms.len() > MOST_FORMS {
             return None;
         }
-        let bits = if forms.len() > FEW_FORMS { MANY_BITS } else { BITS };
-        let mut shifts = vec![(window - 1) as u8; 1 << bits].into_boxed_slice();
+        let mut shifts = Shifts::new(forms.len() * (window - 1), window - 1);
         let mut ends: Vec<u64> = Vec::with_capacity(forms.len());
         for form in forms {
             let form = &form[..window];
             for (at, two) in form.windows(2).enumerate() {
-                let shift = &mut shifts[place(two[0], two[1], bits)];
-                *shift = (*shift).min((window - at - 2) as u8);
+                shifts.lower(two[0], two[1], window - at - 2);
             }
             ends.push(end_of(form));
         }
         ends.sort_unstable();
-        Some(Self { window, bits, shifts, ends: ends.into() })
+        Some(Self { window, shifts, ends: ends.into() })
     }
 
     pub(super) fn may_hold(&self, text: &[u8]) -> bool {
         let mut end = self.window;
         while end <= text.len() {
-            let shift = self.shifts[place(text[end - 2], text[end - 1], self.bits)];
+            let shift = self.shifts.behind(text[end - 2], text[end - 1]);
             if shift > 0 {
-                end += usize::from(shift);
+                end += shift;
                 continue;
             }
             if self.ends.binary_search(&end_of(&text[end - self.window..end])).is_ok() {
@@ -63,9 +56,39 @@ impl Sieve {
     }
 }
 
-fn place(first: u8, second: u8, bits: u32) -> usize {
-    let two = u32::from(u16::from_le_bytes([first, second]));
-    (two.wrapping_mul(0x9e37_79b1) >> (32 - bits)) as usize
+/// How far to go on behind two bytes; 0: a form may end its window here.
+///
+/// Sessions are many and each has its own, so it is not in the processor's cache when its session's next event comes. It
+/// is kept small: two shifts share a byte.
+struct Shifts {
+    bits: u32,
+    halves: Box<[u8]>,
+}
+
+impl Shifts {
+    /// For about so many pairs of bytes. Behind all others one may go on by `most`, which is below 16.
+    fn new(pairs: usize, most: usize) -> Self {
+        let bits = (pairs.next_power_of_two().ilog2() + 1).clamp(BITS.0, BITS.1);
+        Self { bits, halves: vec![(most | most << 4) as u8; 1 << (bits - 1)].into() }
+    }
+
+    fn behind(&self, first: u8, second: u8) -> usize {
+        let (byte, half) = self.place(first, second);
+        usize::from(self.halves[byte] >> half & 0xf)
+    }
+
+    fn lower(&mut self, first: u8, second: u8, shift: usize) {
+        let (byte, half) = self.place(first, second);
+        let lower = self.behind(first, second).min(shift) as u8;
+        self.halves[byte] = self.halves[byte] & !(0xf << half) | lower << half;
+    }
+
+    /// Which byte, and by how many bits its half is shifted there.
+    fn place(&self, first: u8, second: u8) -> (usize, usize) {
+        let two = u32::from(u16::from_le_bytes([first, second]));
+        let place = (two.wrapping_mul(0x9e37_79b1) >> (32 - self.bits)) as usize;
+        (place / 2, place % 2 * 4)
+    }
 }
 
 /// Up to eight bytes at the end of a window.

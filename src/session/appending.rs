@@ -55,6 +55,20 @@ impl Default for Patience {
     }
 }
 
+/// When the gateway received events.
+struct Received {
+    text: String,
+    /// Of wall time.
+    milliseconds: u64,
+}
+
+impl Received {
+    fn now() -> Self {
+        let now = clock::now();
+        Self { text: clock::text(now), milliseconds: clock::milliseconds(now) }
+    }
+}
+
 /// An event that is about to be appended. Its data is redacted on the way.
 pub(super) struct Draft {
     pub kind: Arc<str>,
@@ -69,51 +83,62 @@ impl Draft {
 }
 
 impl Owner {
-    /// Appends events, and applies them when they are durable.
+    /// Appends events, and applies them when they are durable. Returns where the first one is.
     pub(super) async fn append(
         &mut self,
-        drafts: Vec<Draft>,
+        mut drafts: Vec<Draft>,
         numbers: Option<Numbers>,
-    ) -> Result<Vec<Position>, EngineError> {
-        let received = clock::now();
-        let (at, received_ms) = (clock::text(received), clock::milliseconds(received));
-        let (mut frames, mut applied) = (Frames::for_events(drafts.len()), Vec::with_capacity(drafts.len()));
-        for (mut draft, offset) in drafts.into_iter().zip(self.log.next..) {
-            let position = Position { epoch: self.log.epoch, offset };
-            self.encode(&mut draft, position, &at, &mut frames);
-            applied.push((draft, position));
-        }
-        let record = |((draft, position), frame): (&(Draft, Position), Bytes)| Record {
-            offset: position.offset,
-            at: received_ms,
-            kind: Arc::clone(&draft.kind),
-            frame,
-        };
-        let records: Vec<Record> = applied.iter().zip(frames.finish()).map(record).collect();
-        let bytes = records.iter().map(|record| record.size() as u64).sum();
-        let batch = Batch { term: self.log.term, epoch: self.log.epoch, records, numbers };
-        let mut appended = self.services.engine.append(self.id(), batch.clone()).await;
+    ) -> Result<Position, EngineError> {
+        let received = Received::now();
+        let first = Position { epoch: self.log.epoch, offset: self.log.next };
+        let (batch, mut bytes) = self.batch(&mut drafts, &received, numbers);
+        let mut appended = self.services.engine.append(self.id(), batch).await;
         if matches!(appended, Err(EngineError::Full)) && self.services.make_room(self.id()).await {
+            let batch;
+            (batch, bytes) = self.batch(&mut drafts, &received, numbers);
             appended = self.services.engine.append(self.id(), batch).await;
         }
         let head = appended?;
         self.log.next = head.next;
         self.log.n = head.n;
-        let mut changes_state = false;
-        for (Draft { kind, task, data }, position) in &applied {
-            let data = data.value();
-            self.state.apply(Applied { kind, task: task.as_deref(), data, at: &at, position: *position });
-            changes_state |= State::is_changed_by(kind);
+        self.apply(&drafts, first, &received);
+        let changes_state = drafts.iter().any(|draft| State::is_changed_by(&draft.kind));
+        self.summary_stale |= changes_state;
+        self.keeping.appended(drafts.len() as u64, bytes, changes_state, self.services.kept_behind);
+        self.clock.follow(&self.state, Instant::now());
+        self.snapshot = None;
+        self.services.metrics.events.inc_by(drafts.len() as u64);
+        Ok(first)
+    }
+
+    /// What these events are in the log, and how many bytes they count there.
+    fn batch(&self, drafts: &mut [Draft], received: &Received, numbers: Option<Numbers>) -> (Batch, u64) {
+        let epoch = self.log.epoch;
+        let mut frames = Frames::for_events(drafts.len());
+        for (draft, offset) in drafts.iter_mut().zip(self.log.next..) {
+            self.encode(draft, Position { epoch, offset }, &received.text, &mut frames);
+        }
+        let drafts = drafts.iter().zip(self.log.next..);
+        let record = |((draft, offset), frame): ((&Draft, u64), Bytes)| Record {
+            offset,
+            at: received.milliseconds,
+            kind: Arc::clone(&draft.kind),
+            frame,
+        };
+        let records: Vec<Record> = drafts.zip(frames.finish()).map(record).collect();
+        let bytes = records.iter().map(|record| record.size() as u64).sum();
+        (Batch { term: self.log.term, epoch, records, numbers }, bytes)
+    }
+
+    fn apply(&mut self, drafts: &[Draft], first: Position, received: &Received) {
+        for (Draft { kind, task, data }, offset) in drafts.iter().zip(first.offset..) {
+            let position = Position { offset, ..first };
+            let (at, data) = (received.text.as_str(), data.value());
+            self.state.apply(Applied { kind, task: task.as_deref(), data, at, position });
             if **kind == *kind::SCREENSHOT {
                 self.pictures.changed();
             }
         }
-        self.summary_stale |= changes_state;
-        self.keeping.appended(applied.len() as u64, bytes, changes_state, self.services.kept_behind);
-        self.clock.follow(&self.state, Instant::now());
-        self.snapshot = None;
-        self.services.metrics.events.inc_by(applied.len() as u64);
-        Ok(applied.into_iter().map(|(.., position)| position).collect())
     }
 
     fn encode(&self, draft: &mut Draft, position: Position, at: &str, frames: &mut Frames) {
@@ -130,7 +155,7 @@ impl Owner {
 
     /// Appends events of the gateway's own: they must not be lost, so an engine that does not answer is asked again
     /// until it does. Meanwhile this session's mailbox waits, and no other's.
-    pub(super) async fn append_surely(&mut self, drafts: Vec<Draft>) -> Result<Vec<Position>, OwnershipLost> {
+    pub(super) async fn append_surely(&mut self, drafts: Vec<Draft>) -> Result<Position, OwnershipLost> {
         let mut patience = Patience::default();
         loop {
             let again = drafts.iter().map(|draft| Draft {
@@ -139,7 +164,7 @@ impl Owner {
                 data: draft.data.clone(),
             });
             match self.append(again.collect(), None).await {
-                Ok(positions) => return Ok(positions),
+                Ok(first) => return Ok(first),
                 Err(error) => self.wait_for_engine(error, &mut patience).await?,
             }
         }

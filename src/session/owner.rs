@@ -351,8 +351,8 @@ impl Owner {
         let _ = self.session.link.command(RuntimeCommand::Stop { task: Some(task.clone()) });
         self.cancel_guardrails_of(Some(&task), "task").await?;
         let data = json!({ "taskId": task, "error": error, "code": "TASK_TIMEOUT" });
-        let positions = self.append_surely(vec![Draft::new(kind::ERROR, Some(task.clone()), data)]).await?;
-        self.task_ended(&task, positions[0]).await
+        let position = self.append_surely(vec![Draft::new(kind::ERROR, Some(task.clone()), data)]).await?;
+        self.task_ended(&task, position).await
     }
 
     fn task_limit(&self) -> Option<(String, Duration)> {

@@ -169,16 +169,16 @@ impl Owner {
             let at = Placed { id: id.into(), offset: first + index as u64, only_for };
             self.session.images.add(self.session.id, picture, at);
         }
-        let appended = self.append_or_refuse(drafts, numbers).await.map(drop);
+        let appended = self.append_or_refuse(drafts, numbers).await;
         if appended.is_err() {
             self.session.images.remove_from(first);
         }
         appended
     }
 
-    async fn append_or_refuse(&mut self, drafts: Vec<Draft>, numbers: Numbers) -> Result<Vec<Position>, Stop> {
+    async fn append_or_refuse(&mut self, drafts: Vec<Draft>, numbers: Numbers) -> Result<(), Stop> {
         match self.append(drafts, Some(numbers)).await {
-            Ok(positions) => Ok(positions),
+            Ok(_) => Ok(()),
             Err(error @ EngineError::Fenced { .. }) => {
                 tracing::warn!(session.id = ?self.id(), %error, "append refused");
                 Err(Stop::Lost(OwnershipLost))
@@ -278,10 +278,10 @@ impl Owner {
         data["taskId"] = Value::String(task.clone());
         let ends = self.state.task(&task).is_some_and(|task| !task.status.is_over());
         let draft = Draft { kind: event.kind, task: Some(task.clone()), data: data.into() };
-        let positions = self.append(vec![draft], Some(numbers)).await?;
+        let position = self.append(vec![draft], Some(numbers)).await?;
         if ends {
             self.cancel_guardrails_of(Some(&task), "task").await?;
-            self.task_ended(&task, positions[0]).await?;
+            self.task_ended(&task, position).await?;
         }
         Ok(())
     }

@@ -106,8 +106,8 @@ impl Owner {
             "error": "The gateway restarted before the task began, and its secrets are lost: start it again",
             "code": "secrets_lost",
         });
-        let positions = self.append_surely(vec![Draft::new(kind::ERROR, Some(id.clone()), data)]).await?;
-        self.task_ended(&id, positions[0]).await
+        let position = self.append_surely(vec![Draft::new(kind::ERROR, Some(id.clone()), data)]).await?;
+        self.task_ended(&id, position).await
     }
 
     async fn settle_guardrail(&mut self, id: &str) -> Result<(), OwnershipLost> {

@@ -535,35 +535,6 @@ async fn what_a_token_opened_ends_when_it_expires() {
 
 // --- TLS and addresses -----------------------------------------------------------------------------------------------
 
-/// A folder with a fresh certificate for `localhost` and its key; removed when dropped.
-struct Certificate {
-    folder: std::path::PathBuf,
-    pem: String,
-}
-
-impl Certificate {
-    fn new() -> Self {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
-        let folder = std::env::temp_dir().join(format!("onlooker-tls-{}", uuid::Uuid::now_v7()));
-        std::fs::create_dir(&folder).unwrap();
-        let pem = made.cert.pem();
-        std::fs::write(folder.join("cert.pem"), &pem).unwrap();
-        std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
-        Self { folder, pem }
-    }
-
-    fn put_into(&self, config: &mut Config) {
-        config.listen.tls_cert = Some(self.folder.join("cert.pem"));
-        config.listen.tls_key = Some(self.folder.join("key.pem"));
-    }
-}
-
-impl Drop for Certificate {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
 #[tokio::test]
 async fn https_and_wss_work_from_end_to_end() {
     let certificate = Certificate::new();
@@ -578,13 +549,9 @@ async fn https_and_wss_work_from_end_to_end() {
     let created: Value = created.json(&json!({ "runtime": "self" })).send().await.unwrap().json().await.unwrap();
     let session = created["session"].as_str().expect("a session").to_owned();
 
-    let mut roots = rustls::RootCertStore::empty();
-    use rustls::pki_types::{CertificateDer, pem::PemObject};
-    roots.add(CertificateDer::from_pem_slice(certificate.pem.as_bytes()).unwrap()).unwrap();
-    let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     let stream = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
     let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
-    let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.unwrap();
+    let stream = tokio_rustls::TlsConnector::from(certificate.trusted()).connect(name, stream).await.unwrap();
     let mut request = format!("wss://localhost:{}/v1/ws", gateway.address().port()).into_client_request().unwrap();
     request.headers_mut().insert("sec-websocket-protocol", SUBPROTOCOL.parse().unwrap());
     request.headers_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());

@@ -40,7 +40,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream,
+    Connector, MaybeTlsStream, WebSocketStream, client_async_tls_with_config, connect_async_tls_with_config,
     tungstenite::{Message, client::IntoClientRequest, protocol::CloseFrame},
 };
 
@@ -125,6 +125,45 @@ pub struct TestGateway {
     gateway: Option<Gateway>,
     pub url: String,
     pub http: reqwest::Client,
+    /// Whom its WebSocket clients trust, where it speaks TLS.
+    trusted: Option<Arc<rustls::ClientConfig>>,
+}
+
+/// A folder with a fresh certificate for `localhost` and its key; removed when dropped.
+pub struct Certificate {
+    folder: std::path::PathBuf,
+    pub pem: String,
+}
+
+impl Certificate {
+    pub fn new() -> Self {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let folder = std::env::temp_dir().join(format!("onlooker-tls-{}", uuid::Uuid::now_v7()));
+        std::fs::create_dir(&folder).unwrap();
+        let pem = made.cert.pem();
+        std::fs::write(folder.join("cert.pem"), &pem).unwrap();
+        std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        Self { folder, pem }
+    }
+
+    pub fn put_into(&self, config: &mut Config) {
+        config.listen.tls_cert = Some(self.folder.join("cert.pem"));
+        config.listen.tls_key = Some(self.folder.join("key.pem"));
+    }
+
+    /// A client that trusts this certificate and no other.
+    pub fn trusted(&self) -> Arc<rustls::ClientConfig> {
+        use rustls::pki_types::{CertificateDer, pem::PemObject};
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
+        Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+    }
+}
+
+impl Drop for Certificate {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
 }
 
 impl TestGateway {
@@ -140,10 +179,18 @@ impl TestGateway {
         Self::of(Gateway::start_on(config, engine).await.expect("the gateway starts"))
     }
 
+    /// One that speaks TLS. Its WebSocket clients are those of the harness; `http` does not trust it.
+    pub async fn over_tls(mut config: Config) -> Self {
+        let certificate = Certificate::new();
+        certificate.put_into(&mut config);
+        let gateway = Self::with(config).await;
+        Self { trusted: Some(certificate.trusted()), ..gateway }
+    }
+
     pub fn of(gateway: Gateway) -> Self {
         let url = gateway.url();
         let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).no_proxy().build().unwrap();
-        Self { gateway: Some(gateway), url, http }
+        Self { gateway: Some(gateway), url, http, trusted: None }
     }
 
     /// A gateway that runs in another process.
@@ -151,11 +198,20 @@ impl TestGateway {
         // A gateway of this process would have installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).no_proxy().build().unwrap();
-        Self { gateway: None, url, http }
+        Self { gateway: None, url, http, trusted: None }
     }
 
     pub async fn stop(mut self) {
         self.gateway.take().expect("running").stop().await;
+    }
+
+    fn connector(&self) -> Option<Connector> {
+        self.trusted.clone().map(Connector::Rustls)
+    }
+
+    /// Where its WebSockets are.
+    fn socket_url(&self, path: &str) -> String {
+        format!("{}{path}", self.url.replacen("http", "ws", 1))
     }
 
     pub async fn runtime(&self) -> Runtime {
@@ -219,15 +275,14 @@ pub async fn wait_until<F: Future<Output = bool>>(what: &str, condition: impl Fn
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 async fn open(gateway: &TestGateway, path: &str, token: Option<&str>) -> Socket {
-    let url = format!("{}{path}", gateway.url.replacen("http", "ws", 1));
-    let mut request = url.into_client_request().unwrap();
+    let mut request = gateway.socket_url(path).into_client_request().unwrap();
     if path == "/v1/ws" {
         request.headers_mut().insert("sec-websocket-protocol", SUBPROTOCOL.parse().unwrap());
     }
     if let Some(token) = token {
         request.headers_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     }
-    tokio_tungstenite::connect_async(request).await.expect("the gateway accepts").0
+    connect_async_tls_with_config(request, None, false, gateway.connector()).await.expect("the gateway accepts").0
 }
 
 /// What a subscriber receives.
@@ -253,15 +308,15 @@ impl Subscriber {
 
     /// A subscriber whose kernel takes little: what it does not read soon waits in the gateway.
     pub async fn narrow(gateway: &TestGateway) -> Self {
-        let address = gateway.url.trim_start_matches("http://");
-        let mut request = format!("ws://{address}/v1/ws").into_client_request().unwrap();
+        let address = gateway.url.split("://").nth(1).unwrap();
+        let mut request = gateway.socket_url("/v1/ws").into_client_request().unwrap();
         request.headers_mut().insert("sec-websocket-protocol", SUBPROTOCOL.parse().unwrap());
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         // Twice this is taken, half of it is the window: less than a segment of loopback (64 KiB) would make it crawl.
         socket.set_recv_buffer_size(96 * 1024).unwrap();
         let stream = socket.connect(address.parse().unwrap()).await.expect("the gateway accepts");
-        let stream = MaybeTlsStream::Plain(stream);
-        let (socket, _) = tokio_tungstenite::client_async(request, stream).await.expect("the gateway upgrades");
+        let upgraded = client_async_tls_with_config(request, stream, None, gateway.connector()).await;
+        let (socket, _) = upgraded.expect("the gateway upgrades");
         Self { socket, silent: false, seen: VecDeque::new() }
     }
 

@@ -505,12 +505,24 @@ async fn read_in_fits(mut subscriber: Subscriber, seed: u64, last: u64) -> Vec<u
     got
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_reads_in_fits_and_starts_gets_every_event_once_and_in_order() {
-    const EVENTS: u64 = 600;
+fn with_room() -> Config {
     let mut config = quick();
     config.limits.log_bytes = 256 << 20;
-    let gateway = TestGateway::with(config).await;
+    config
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_in_fits_and_starts_gets_every_event_once_and_in_order() {
+    everybody_reads_in_fits(TestGateway::with(with_room()).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tls_who_reads_in_fits_and_starts_gets_every_event_once_and_in_order() {
+    everybody_reads_in_fits(TestGateway::over_tls(with_room()).await).await;
+}
+
+async fn everybody_reads_in_fits(gateway: TestGateway) {
+    const EVENTS: u64 = 600;
     let mut runtime = gateway.runtime().await;
     let (session, _) = runtime.open(OpenSession::default()).await;
     let first = runtime.publish(&session, "x.first", json!({})).await.offset + 1;

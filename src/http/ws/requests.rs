@@ -23,6 +23,9 @@ use crate::{
 
 /// How long an owner may take before the subscriber is told that it does not answer.
 const OWNER: Duration = Duration::from_secs(10);
+/// A connection that follows so many sessions gets what they bring together: a turn of its own task costs less than that
+/// many writes.
+const GATHERS: usize = 8;
 /// Event types that one filter may name.
 const FILTER: usize = 64;
 
@@ -159,6 +162,7 @@ impl Connection {
         following.set_outlet(Arc::clone(self.wire.socket()) as _);
         let reference = subscribe.reference.map(String::into_boxed_str);
         self.followings.insert(slot, Followed { following, reference });
+        self.wire.gather(self.followings.len() >= GATHERS);
         Ok(())
     }
 

@@ -145,6 +145,18 @@ fn native(label: &'static str, job: Job) -> Entry {
     Entry { label, peer: Peer::Onlooker, speech: Speech::Native, job }
 }
 
+/// The floor with what Onlooker writes: an event lies in an envelope that names its session, its position and its time,
+/// and takes about as much as its 200 bytes.
+const ENVELOPE: usize = 199;
+
+/// Nothing where that makes no difference.
+fn long_frames(job: &Fanout) -> Option<Entry> {
+    let longer = Job::Fanout(Fanout { bytes: job.bytes + ENVELOPE, ..job.clone() });
+    let entry =
+        Entry { label: "limit coalescing, as long frames", peer: Peer::Coalescing, speech: Speech::Floor, job: longer };
+    (job.bytes < 10 * ENVELOPE).then_some(entry)
+}
+
 /// Everything, in the order of its names. `open_files` is what a process may have.
 pub(crate) fn all(options: &Options, open_files: usize) -> Vec<Work> {
     let sizes = Sizes::new(options, open_files);
@@ -166,7 +178,7 @@ fn compared(sizes: &Sizes, a: &Fanout) -> Vec<Work> {
         name,
         title,
         probe: floor(Job::Fanout(job.clone())),
-        entries: everybody(speech, |_| Job::Fanout(job.clone())),
+        entries: everybody(speech, |_| Job::Fanout(job.clone())).into_iter().chain(long_frames(job)).collect(),
         least_window,
     };
     let (audience, pictures, channels) = (sizes.audience, sizes.pictures, sizes.channels);
