@@ -22,6 +22,12 @@ use crate::{
 
 /// From the last one's joining to the first message.
 const SETTLE: Duration = Duration::from_millis(200);
+/// With so many sessions a server still has to do with their beginning: Onlooker writes each one's record 5 s later.
+const MANY_SESSIONS: usize = 5_000;
+const AFTERMATH: Duration = Duration::from_secs(6);
+/// It is over when less than a tenth of a processor was used for so long, or the server is never quiet.
+const QUIET: Duration = Duration::from_millis(500);
+const QUIET_WITHIN: usize = 60;
 /// Everything is lost that has not come when nothing has come for so long.
 const SILENCE: Duration = Duration::from_secs(2);
 /// Filling is over after this, or does not end.
@@ -36,6 +42,9 @@ pub(super) fn measure(spec: &Spec, job: &Fanout) -> Outcome<Figures> {
     let before = server.rss()?;
     audience_side.join(&audience(job), JOINING)?;
     audience_side.live(SETTLE)?;
+    if job.channels + job.quiet >= MANY_SESSIONS {
+        await_quiet(&server, &mut audience_side)?;
+    }
     figures.connections = audience_side.len();
     figures.connection_bytes = (server.rss()? as f64 - before as f64) / audience_side.len() as f64;
     // They are kept to the end: a closed one would be no burden.
@@ -46,6 +55,18 @@ pub(super) fn measure(spec: &Spec, job: &Fanout) -> Outcome<Figures> {
     figures.growth = figures.rss as f64 - before as f64;
     drop(deaf);
     Ok(figures)
+}
+
+fn await_quiet(server: &Processes, audience: &mut Audience) -> Outcome<()> {
+    audience.live(AFTERMATH)?;
+    for _ in 0..QUIET_WITHIN {
+        let before = server.cpu()?;
+        audience.live(QUIET)?;
+        if u128::from(server.cpu()? - before) < QUIET.as_nanos() / 10 {
+            return Ok(());
+        }
+    }
+    Err("the server does not come to rest".into())
 }
 
 fn run(
