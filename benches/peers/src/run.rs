@@ -1,6 +1,7 @@
 //! The driver: starts one server at a time, has it measured between two runs of the floor, and compares.
 
 mod chart;
+mod earlier;
 mod launch;
 mod options;
 mod programs;
@@ -18,6 +19,7 @@ use crate::{
 };
 
 use self::{
+    earlier::Earlier,
     launch::Load,
     options::Options,
     programs::Programs,
@@ -37,21 +39,40 @@ pub fn main() -> Outcome<()> {
         Some(launch::WORD) => return launch::become_program(words),
         _ => Options::read(std::env::args().skip(1))?,
     };
+    let open_files = machine::raise_open_files()?;
+    let works = works::all(&options, open_files).into_iter().filter(|work| options.wants(work.name));
+    let report = match &options.from {
+        Some(file) => look_again(&options, &Earlier::read(file)?, works)?,
+        None => measure(&options, works)?,
+    };
+    report.print();
+    if options.gate { report.gate() } else { Ok(()) }
+}
+
+fn measure(options: &Options, works: impl Iterator<Item = Work>) -> Outcome<Report> {
     launch::stop_all_on_signals()?;
     servers::remove_left_over();
-    let open_files = machine::raise_open_files()?;
-    let programs = Programs::find(&options)?;
-    let works = works::all(&options, open_files);
-    let mut report = Report::new(&options, &programs)?;
-    for work in works.into_iter().filter(|work| options.wants(work.name)) {
-        let bench = Bench { options: &options, programs: &programs };
+    let programs = Programs::find(options)?;
+    let mut report = Report::new(options, &programs)?;
+    for work in works {
+        let bench = Bench { options, programs: &programs };
         let rounds = bench.run(&work);
         report.add(work, rounds);
         // After each one: a full run takes long, and may be broken off.
-        keep(&report, &options)?;
+        keep(&report, options)?;
     }
-    report.print();
-    if options.gate { report.gate() } else { Ok(()) }
+    Ok(report)
+}
+
+fn look_again(options: &Options, earlier: &Earlier, works: impl Iterator<Item = Work>) -> Outcome<Report> {
+    let mut report = Report::of(options, earlier);
+    for work in works {
+        if let Some(rounds) = earlier.rounds(&work, options.slow) {
+            report.add(work, rounds);
+        }
+    }
+    keep(&report, options)?;
+    Ok(report)
 }
 
 fn keep(report: &Report, options: &Options) -> Outcome<()> {

@@ -14,11 +14,12 @@ run [options]
   --most-rounds N     rounds after which too few are too few (15)
   --warm-up SECONDS   before each window (0.7)
   --window SECONDS    that is measured (1.2)
-  --slow RATIO        a round counts if the floor took at most so much of its best time (1.25)
+  --slow RATIO        a round counts if the floor took at most so much of its undisturbed time (1.25)
   --own-most SHARE    no verdict if the load generator used more of its processor (0.95)
   --cpus SERVER,LOAD  the processors (the first two)
   --quick             few of everything, one round, all at once: to see that it works
   --json FILE         every figure of every round
+  --from FILE         measures nothing: an earlier run's JSON is judged and drawn again
   --svg FILE          a chart
   --gate              fails if Onlooker misses what it must reach, or if nobody can tell";
 
@@ -37,6 +38,7 @@ pub(crate) struct Options {
     spare: Option<usize>,
     pub quick: bool,
     pub json: Option<PathBuf>,
+    pub from: Option<PathBuf>,
     pub svg: Option<PathBuf>,
     pub gate: bool,
 }
@@ -65,6 +67,7 @@ impl Options {
             spare: rest.first().copied(),
             quick: false,
             json: None,
+            from: None,
             svg: None,
             gate: false,
         };
@@ -92,6 +95,7 @@ impl Options {
                     (self.rounds, self.most_rounds, self.warm_up, self.window) = (1, 1, 0.2, 0.4);
                 }
                 "--json" => self.json = Some(value()?.into()),
+                "--from" => self.from = Some(value()?.into()),
                 "--svg" => self.svg = Some(value()?.into()),
                 "--gate" => self.gate = true,
                 _ => return Err(USAGE.into()),
@@ -105,7 +109,7 @@ impl Options {
         let unknown_peer = self.peers.iter().find(|peer| !is_known(peer, &Peer::ALL));
         match unknown_work.or(unknown_peer) {
             Some(name) => Err(format!("{name} is not known\n{USAGE}").into()),
-            None if !self.onlooker.exists() => {
+            None if self.from.is_none() && !self.onlooker.exists() => {
                 Err(format!("{} is missing: cargo build --release", self.onlooker.display()).into())
             }
             None => Ok(()),

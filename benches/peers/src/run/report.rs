@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{
+    earlier::Earlier,
     options::Options,
     programs::Programs,
     rounds::{Rounds, Sample, Spread},
@@ -19,7 +20,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 pub(crate) struct Report {
     pub date: String,
     pub machine: String,
-    pub versions: Vec<(&'static str, String)>,
+    pub versions: Vec<(String, String)>,
     pub parts: Vec<Part>,
     settings: Value,
     rounds: usize,
@@ -36,22 +37,25 @@ pub(crate) struct Part {
 
 impl Report {
     pub fn new(options: &Options, programs: &Programs) -> Outcome<Self> {
+        let machine = format!("{}, {} processors", machine::processor(), machine::cpus()?.len());
+        let versions = programs.versions().into_iter().map(|(name, version)| (name.to_owned(), version));
+        Ok(Self::begin(options, machine::today(), machine, versions.collect()))
+    }
+
+    /// Nothing in it yet, of the day and the machine of an earlier one.
+    pub fn of(options: &Options, earlier: &Earlier) -> Self {
+        let Earlier { date, machine, versions, .. } = earlier;
+        let versions = versions.iter().map(|(name, version)| (name.clone(), version.clone()));
+        Self::begin(options, date.clone(), machine.clone(), versions.collect())
+    }
+
+    fn begin(options: &Options, date: String, machine: String, versions: Vec<(String, String)>) -> Self {
         let settings = json!({
             "rounds": options.rounds, "mostRounds": options.most_rounds, "warmUp": options.warm_up,
             "window": options.window, "slow": options.slow, "ownMost": options.own_most, "quick": options.quick,
         });
-        let machine = format!("{}, {} processors", machine::processor(), machine::cpus()?.len());
-        let (date, versions) = (machine::today(), programs.versions());
-        Ok(Self {
-            date,
-            machine,
-            versions,
-            parts: Vec::new(),
-            settings,
-            rounds: options.rounds,
-            own_most: options.own_most,
-            quick: options.quick,
-        })
+        let (rounds, own_most, quick) = (options.rounds, options.own_most, options.quick);
+        Self { date, machine, versions, parts: Vec::new(), settings, rounds, own_most, quick }
     }
 
     pub fn add(&mut self, work: Work, rounds: Rounds) {
@@ -98,7 +102,7 @@ impl Report {
 
     pub fn json(&self) -> Value {
         let versions: Map<String, Value> =
-            self.versions.iter().map(|(name, version)| ((*name).to_owned(), json!(version))).collect();
+            self.versions.iter().map(|(name, version)| (name.clone(), json!(version))).collect();
         json!({
             "date": self.date, "machine": self.machine, "versions": versions, "settings": self.settings,
             "works": self.parts.iter().map(Part::json).collect::<Vec<_>>(),

@@ -1,7 +1,8 @@
 //! Which rounds count.
 //!
 //! Machines have more than one speed, and change it for every server alike. So each server runs between two runs of the
-//! floor, and counts only where both were near the floor's best: ratios then compare one speed.
+//! floor, and counts only where both were as fast as the floor usually is when nothing disturbs it, and like each other:
+//! ratios then compare one speed. A floor that was faster than ever once is no measure for the rest.
 
 use std::collections::HashMap;
 
@@ -43,7 +44,7 @@ const WHY_MOST: usize = 240;
 pub(crate) struct Rounds {
     samples: Vec<Sample>,
     failures: HashMap<usize, String>,
-    /// So much of its best time may the floor take.
+    /// So much of its usual time may the floor take, and of the other one's beside the same run.
     slow: f64,
 }
 
@@ -89,14 +90,17 @@ impl Rounds {
         &self.samples
     }
 
-    /// The least time that the floor took for a message.
-    fn best(&self) -> Option<f64> {
-        self.samples.iter().flat_map(Sample::floors).map(|floor| floor.cpu_us).min_by(f64::total_cmp)
+    /// What the floor takes for a message when nothing disturbs it: a quarter of its runs took no longer.
+    fn undisturbed(&self) -> Option<f64> {
+        let mut times: Vec<f64> = self.samples.iter().flat_map(Sample::floors).map(|floor| floor.cpu_us).collect();
+        times.sort_by(f64::total_cmp);
+        times.get(times.len() / 4).copied()
     }
 
     pub fn is_clean(&self, sample: &Sample) -> bool {
-        let best = self.best();
-        sample.floors().all(|floor| best.is_none_or(|best| floor.cpu_us <= best * self.slow))
+        let Some(undisturbed) = self.undisturbed() else { return true };
+        let Some(beside) = Spread::of(sample.floors().map(|floor| floor.cpu_us)) else { return true };
+        beside.greatest <= self.slow * undisturbed.min(beside.least)
     }
 
     pub fn clean(&self, entry: usize) -> Vec<&Sample> {
@@ -149,11 +153,21 @@ mod tests {
     }
 
     #[test]
-    fn what_counted_counts_no_longer_once_the_floor_was_faster() {
+    fn what_counted_counts_no_longer_once_the_floor_was_faster_more_than_once() {
         let mut rounds = rounds(&[(0, 0, 6.0, [3.0, 3.0]), (1, 0, 6.0, [3.1, 2.9])]);
         assert_eq!(rounds.clean(0).len(), 2);
-        rounds.add(Sample { round: 2, entry: 1, figures: figures(2.0), before: Some(figures(1.0)), after: None });
-        assert_eq!((rounds.clean(0).len(), rounds.clean(1).len(), rounds.thrown_out(None)), (0, 1, 2));
+        let fast = |round| Sample { round, entry: 1, figures: figures(2.0), before: Some(figures(1.0)), after: None };
+        rounds.add(fast(2));
+        assert_eq!((rounds.clean(0).len(), rounds.clean(1).len(), rounds.thrown_out(None)), (2, 1, 0));
+        rounds.add(fast(3));
+        assert_eq!((rounds.clean(0).len(), rounds.clean(1).len(), rounds.thrown_out(None)), (0, 2, 2));
+    }
+
+    #[test]
+    fn a_round_between_two_speeds_is_thrown_out() {
+        let rounds = rounds(&[(0, 0, 2.0, [1.0, 1.0]), (1, 0, 2.0, [0.8, 1.2]), (2, 0, 2.0, [1.2, 1.0])]);
+        let clean: Vec<usize> = rounds.clean(0).iter().map(|sample| sample.round).collect();
+        assert_eq!(clean, [0, 2]);
     }
 
     #[test]

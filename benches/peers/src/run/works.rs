@@ -152,8 +152,7 @@ const ENVELOPE: usize = 199;
 /// Nothing where that makes no difference.
 fn long_frames(job: &Fanout) -> Option<Entry> {
     let longer = Job::Fanout(Fanout { bytes: job.bytes + ENVELOPE, ..job.clone() });
-    let entry =
-        Entry { label: "limit coalescing, as long frames", peer: Peer::Coalescing, speech: Speech::Floor, job: longer };
+    let entry = Entry { label: "loop, long frames", peer: Peer::Coalescing, speech: Speech::Floor, job: longer };
     (job.bytes < 10 * ENVELOPE).then_some(entry)
 }
 
