@@ -3,6 +3,7 @@
 //! The child is this test binary again, told by an environment variable to be a gateway.
 
 use std::{
+    collections::BTreeMap,
     process::Stdio,
     sync::{
         Arc,
@@ -488,11 +489,7 @@ fn may_open(files: u64) -> bool {
 async fn read_in_fits(mut subscriber: Subscriber, seed: u64, last: u64) -> Vec<u64> {
     let (mut got, mut random) = (Vec::new(), seed | 1);
     while got.last() != Some(&last) {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        if random >> 60 == 0 {
-            // Long enough for its socket to fill: there is no condition to wait for in doing nothing.
-            tokio::time::sleep(Duration::from_millis(random >> 33 & 31)).await;
-        }
+        rest_now_and_then(&mut random).await;
         let message = tokio::time::timeout(BOUND, subscriber.socket.next()).await.expect("more comes");
         let Message::Text(text) = message.expect("open").expect("sound") else { continue };
         match serde_json::from_str(&text).unwrap() {
@@ -503,6 +500,14 @@ async fn read_in_fits(mut subscriber: Subscriber, seed: u64, last: u64) -> Vec<u
         }
     }
     got
+}
+
+async fn rest_now_and_then(random: &mut u64) {
+    *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    if *random >> 60 == 0 {
+        // Long enough for its socket to fill: there is no condition to wait for in doing nothing.
+        tokio::time::sleep(Duration::from_millis(*random >> 33 & 31)).await;
+    }
 }
 
 fn with_room() -> Config {
@@ -548,4 +553,60 @@ async fn everybody_reads_in_fits(gateway: TestGateway) {
         assert_eq!(got, (first..first + EVENTS).collect::<Vec<_>>());
     }
     gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_narrow_connection_that_follows_many_sessions_gets_every_event_of_each_once_and_in_order() {
+    const SESSIONS: usize = 16;
+    const EVENTS: u64 = 60;
+    let gateway = TestGateway::with(with_room()).await;
+    let mut runtime = gateway.runtime().await;
+    let mut subscriber = Subscriber::narrow(&gateway).await;
+    let mut expected = BTreeMap::new();
+    for _ in 0..SESSIONS {
+        let (session, _) = runtime.open(OpenSession::default()).await;
+        let first = runtime.publish(&session, "x.first", json!({})).await.offset + 1;
+        subscriber.watch(&session).await;
+        assert_eq!(subscriber.live().await.offset + 1, first);
+        expected.insert(session, (first..first + EVENTS).collect::<Vec<_>>());
+    }
+    let sessions: Vec<String> = expected.keys().cloned().collect();
+    let reader = tokio::spawn(read_all_in_fits(subscriber, sessions.clone(), EVENTS as usize * SESSIONS));
+    // Small ones that go out together, and sometimes more than a narrow socket takes.
+    for n in 0..EVENTS {
+        for (number, session) in sessions.iter().enumerate() {
+            let text = "x".repeat((n as usize * 7919 + number * 31) % 97 * (1 + n as usize % 11 * 40));
+            runtime.send_event(session, "x.some", json!({ "text": text })).await;
+        }
+    }
+    for session in &sessions {
+        runtime.accepted(session, EVENTS + 1).await;
+    }
+    let got = tokio::time::timeout(BOUND, reader).await.expect("everything comes").unwrap();
+    assert_eq!(got, expected);
+    gateway.stop().await;
+}
+
+/// As [`read_in_fits`], of several sessions: so many events in all.
+async fn read_all_in_fits(
+    mut subscriber: Subscriber,
+    sessions: Vec<String>,
+    events: usize,
+) -> BTreeMap<String, Vec<u64>> {
+    let mut got: BTreeMap<_, Vec<u64>> = sessions.into_iter().map(|session| (session, Vec::new())).collect();
+    let mut random = 7;
+    while got.values().map(Vec::len).sum::<usize>() < events {
+        rest_now_and_then(&mut random).await;
+        let message = tokio::time::timeout(BOUND, subscriber.socket.next()).await.expect("more comes");
+        let Message::Text(text) = message.expect("open").expect("sound") else { continue };
+        match serde_json::from_str(&text).unwrap() {
+            GatewayToSubscriber::Ping { id, .. } => subscriber.send(SubscriberToGateway::Pong { id }).await,
+            GatewayToSubscriber::Gap { reason, .. } => panic!("the log has all of it: {reason:?}"),
+            GatewayToSubscriber::Event(event) => {
+                got.get_mut(&event.session).expect("one of its sessions").push(event.position.offset);
+            }
+            _ => {}
+        }
+    }
+    got
 }
