@@ -383,11 +383,9 @@ impl Owner {
         via: &str,
     ) -> Result<(), OwnershipLost> {
         let resolution = Self::unanswered(outcome, via);
-        // A superseded or lost question needs no word: the next one takes its place.
-        let tells = !matches!(outcome, Outcome::Superseded | Outcome::Lost);
-        if outcome != Outcome::Lost {
-            self.values_given(id).await?;
-        }
+        // A superseded question needs no word: the next one takes its place.
+        let tells = outcome != Outcome::Superseded;
+        self.values_given(id).await?;
         self.snapshot();
         let number = self.session.link.next_number();
         let Some(guardrail) = self.book.get_mut(id) else { return Ok(()) };

@@ -427,9 +427,11 @@ impl Owner {
         Ok(())
     }
 
-    /// Questions that were closed by their record, and not yet by the log.
+    /// Questions that were closed by their record, and not yet by the log. That an answer is lost is said when it is asked
+    /// for anew.
     fn unlogged_ends(&self) -> Vec<Draft> {
         let holding = self.state.holding().filter_map(|id| self.book.get(id));
+        let holding = holding.filter(|guardrail| guardrail.view.state != GuardrailState::Lost);
         let ends = holding.filter_map(|guardrail| Some((guardrail, guardrail.view.resolution.as_ref()?)));
         ends.map(|(guardrail, resolution)| {
             let data = resolved_data(&guardrail.view, resolution);

@@ -17,7 +17,7 @@ use super::{
     appending::Draft,
     kept::StoredTask,
     owner::{Owner, OwnershipLost},
-    questions::trigger_data,
+    questions::{resolved_data, trigger_data},
 };
 use crate::{clock, guardrail::Guardrail};
 
@@ -125,18 +125,28 @@ impl Owner {
 
     /// The answer died with the process that had accepted it: everybody is told, and the question is put again under
     /// the next revision.
+    ///
+    /// Both are one append: where the record alone says that the answer is lost, the log says neither.
     async fn ask_anew(&mut self, id: &str) -> Result<(), OwnershipLost> {
-        let Some(guardrail) = self.book.get(id) else { return Ok(()) };
-        let mut view = guardrail.asked_anew();
-        if guardrail.view.state != GuardrailState::Lost {
-            self.close_unanswered(id, GuardrailState::Lost, Outcome::Lost, "restart").await?;
+        if self.book.get(id).is_some_and(|guardrail| guardrail.view.state != GuardrailState::Lost) {
+            self.lose_answer(id).await?;
         }
+        let Some(guardrail) = self.book.get(id) else { return Ok(()) };
         tracing::warn!(session.id = ?self.id(), guardrail.id = id, "an accepted answer was lost; asking anew");
-        view.position = Position { epoch: self.log.epoch, offset: self.log.next };
+        let ended = guardrail.view.resolution.clone();
+        let ended = ended.unwrap_or_else(|| Self::unanswered(Outcome::Lost, "restart"));
+        let lost = resolved_data(&guardrail.view, &ended);
+        let mut view = guardrail.asked_anew();
+        view.position = Position { epoch: self.log.epoch, offset: self.log.next + 1 };
         view.opened_at = clock::now_text();
         let mut data = trigger_data(&view);
         data["reason"] = json!("answer_lost");
-        self.append_surely(vec![Draft::new(kind::GUARDRAIL_TRIGGER, view.task.clone(), data)]).await?;
+        let drafts = vec![
+            Draft::new(kind::GUARDRAIL_RESOLVED, view.task.clone(), lost),
+            Draft::new(kind::GUARDRAIL_TRIGGER, view.task.clone(), data),
+        ];
+        self.append_surely(drafts).await?;
+        self.notices_closed(id).await;
         let now = Instant::now();
         self.session.watch.raised(now);
         let last = self.book.get(id);
@@ -146,5 +156,14 @@ impl Owner {
         self.services.metrics.answers_lost.inc();
         self.touch();
         Ok(())
+    }
+
+    /// The record says that the answer is lost. The log says so with the question that comes next.
+    async fn lose_answer(&mut self, id: &str) -> Result<(), OwnershipLost> {
+        self.snapshot();
+        let Some(guardrail) = self.book.get_mut(id) else { return Ok(()) };
+        guardrail.end(GuardrailState::Lost, Self::unanswered(Outcome::Lost, "restart"));
+        guardrail.command = None;
+        self.store_surely(id).await
     }
 }

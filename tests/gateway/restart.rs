@@ -84,6 +84,7 @@ macro_rules! on_every_engine {
                 an_open_guardrail_is_listed_and_answerable_and_its_answer_reaches_the_runtime_when_it_is_back
                 a_deadline_that_passed_while_no_gateway_ran_is_applied_at_the_start
                 a_secret_answer_that_the_runtime_did_not_have_is_lost_and_asked_anew
+                an_answer_that_only_its_record_calls_lost_is_called_lost_in_the_log_too
                 a_secret_answer_that_the_runtime_had_applied_is_asked_of_nobody_again
                 choices_declines_and_open_values_survive_and_reach_the_runtime_once
                 the_same_answer_with_the_same_key_succeeds_again_after_the_restart
@@ -759,6 +760,39 @@ async fn a_secret_answer_that_the_runtime_did_not_have_is_lost_and_asked_anew(gr
     opened.publish("guardrail_taken", json!({ "guardrailId": "g", "revision": 2 })).await;
     assert_eq!(gateway.guardrail(&session, "g").await["state"], "taken");
     assert_eq!(gateway.metric("onlooker_answers_lost_total").await, 1.0);
+}
+
+/// Killed again between the record that says so and the log.
+async fn an_answer_that_only_its_record_calls_lost_is_called_lost_in_the_log_too(ground: Ground) {
+    let receiver = Receiver::start().await;
+    let (mut gateway, mut opened, number) = answered_with_a_secret(ground, &receiver).await;
+    let session = opened.session.clone();
+    gateway.dies(Death::With(Moment::Put(RecordKind::Guardrail)), 0);
+    opened.runtime = gateway.runtime().await;
+    let claim = onlooker_protocol::runtime::Reclaim {
+        session: session.clone(),
+        claim: opened.claim.clone(),
+        commands: number - 1,
+    };
+    opened.runtime.send(RuntimeToGateway::Claim(claim)).await;
+    gateway.until_it_dies().await;
+    gateway.killed_and_risen().await;
+    assert_eq!(gateway.guardrail(&session, "g").await["state"], "lost");
+    opened.back(&gateway, number - 1).await;
+    let asked = gateway.until_guardrail(&session, "g", "open").await;
+    assert_eq!(asked["revision"], 2);
+    let of_the_question = |frame: &&Value| {
+        let kind = frame["event"]["type"].as_str().unwrap();
+        kind.starts_with("guardrail_")
+    };
+    let told = |frame: &Value| {
+        let data = &frame["event"]["data"];
+        (data["revision"].as_u64().unwrap(), data["outcome"].as_str().unwrap_or("asked").to_owned())
+    };
+    let log = gateway.log(&session).await;
+    let told: Vec<_> = log.iter().filter(of_the_question).map(told).collect();
+    let expected = [(1, "asked"), (1, "answered"), (1, "lost"), (2, "asked")].map(|(n, what)| (n, what.to_owned()));
+    assert_eq!(told, expected);
 }
 
 async fn a_secret_answer_that_the_runtime_had_applied_is_asked_of_nobody_again(ground: Ground) {
