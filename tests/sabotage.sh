@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 CARGO=${CARGO:-cargo}
-# As `make test` builds its tests, so that they are built once.
+# `make` gives those with which it builds its tests, so that they are built once.
 FEATURES=${FEATURES:-onlooker/sabotage}
 # A test that waits for ever without its check has failed as well.
 LIMIT=120

@@ -165,7 +165,7 @@ impl Socket {
         taken
     }
 
-    /// Whether what others bring is gathered, instead of being written at once.
+    /// Whether what fan-outs bring is gathered and goes out in one write, instead of one each.
     pub(super) fn set_gathers(&self, gathers: bool) {
         self.lock().gathers = gathers;
     }

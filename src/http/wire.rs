@@ -116,11 +116,6 @@ impl Wire {
         &self.socket
     }
 
-    /// What fan-outs bring is one write, instead of one each.
-    pub fn gather(&self, gathers: bool) {
-        self.socket.set_gathers(gathers);
-    }
-
     /// Bytes that wait and are not with the kernel yet.
     pub fn waiting(&self) -> usize {
         self.socket.waiting()

@@ -162,7 +162,7 @@ impl Connection {
         following.set_outlet(Arc::clone(self.wire.socket()) as _);
         let reference = subscribe.reference.map(String::into_boxed_str);
         self.followings.insert(slot, Followed { following, reference });
-        self.wire.gather(self.followings.len() >= GATHERS);
+        self.wire.socket().set_gathers(self.followings.len() >= GATHERS);
         Ok(())
     }
 
